@@ -1,0 +1,133 @@
+"""The arithmetic of budgets: accounts, and what one worker may still release from each. Integers of bits, never floats.
+
+Bits move one way: store -> purse (a grant: the store has debited them, durably) -> hold (reserved for one answer) ->
+charged (left). Only a hold's unused rest and a settlement's refund move back, and only into the purse they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from policy.rules import Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One budget in one period. `id` names both, so that a new period is a new account."""
+
+    id: str
+    owner: str  # "model" or "tenant", for metrics and messages
+    name: str  # the model or tenant
+    window: Window
+    limit_bits: int
+    expires_s: int | None  # wall clock, when the period ends; None for a lifetime
+
+
+def period_of(window: Window, *, now_s: float) -> tuple[str, int | None]:
+    """The name of the current period and the wall-clock second at which it ends. Periods align to the Unix epoch."""
+    if window.duration_s is None:
+        return "ever", None
+    index = int(now_s // window.duration_s)
+    return str(index), (index + 1) * window.duration_s
+
+
+class Purse:
+    """What this worker may still release, per account. Never negative: `reserve` takes from all accounts or from none."""
+
+    def __init__(self) -> None:
+        self._balance_bits: dict[str, int] = {}
+        self._reserved_bits: dict[str, int] = {}
+
+    def credit(self, account_id: str, bits: int) -> None:
+        """Bits that the store has debited for this worker, or that came back from a hold."""
+        assert bits >= 0
+        self._balance_bits[account_id] = self._balance_bits.get(account_id, 0) + bits
+
+    def debit(self, account_id: str, bits: int) -> None:
+        """Bits handed back to the store. They must be in the purse."""
+        assert 0 <= bits <= self.balance_bits(account_id)
+        self._balance_bits[account_id] -= bits
+
+    def balance_bits(self, account_id: str) -> int:
+        """Granted and neither reserved nor charged."""
+        return self._balance_bits.get(account_id, 0)
+
+    def reserved_bits(self, account_id: str) -> int:
+        """Held for open answers."""
+        return self._reserved_bits.get(account_id, 0)
+
+    def missing(self, accounts: Iterable[Account], bits: int) -> Mapping[str, int]:
+        """How many bits each account lacks for a reservation of `bits`; empty if it would succeed."""
+        short = {account.id: bits - self.balance_bits(account.id) for account in accounts}
+        return {account_id: lack for account_id, lack in short.items() if lack > 0}
+
+    def reserve(self, accounts: tuple[Account, ...], bits: int) -> Hold | None:
+        """Hold `bits` in every account, or in none (None) if any has too little."""
+        hold = Hold(self, accounts)
+        return hold if hold.extend(bits) else None
+
+    def move(self, account_id: str, *, reserved: int) -> bool:
+        """Move bits between balance and reserved (negative: back). False if the balance is too small."""
+        balance = self.balance_bits(account_id) - reserved
+        if balance < 0:
+            return False
+        self._balance_bits[account_id] = balance
+        self._reserved_bits[account_id] = self.reserved_bits(account_id) + reserved
+        return True
+
+    def spend(self, account_id: str, bits: int) -> None:
+        """Reserved bits leave for good."""
+        assert 0 <= bits <= self.reserved_bits(account_id)
+        self._reserved_bits[account_id] -= bits
+
+
+class Hold:
+    """Bits reserved for one answer in each of its accounts, all or none."""
+
+    __slots__ = ("_purse", "accounts", "charged_bits", "expires_s", "left_bits")
+
+    def __init__(self, purse: Purse, accounts: tuple[Account, ...]) -> None:
+        self._purse = purse
+        self.accounts = accounts
+        self.expires_s = min((a.expires_s for a in accounts if a.expires_s is not None), default=None)
+        self.left_bits = 0
+        self.charged_bits = 0
+
+    def extend(self, bits: int) -> bool:
+        """Reserve `bits` more in every account, or in none."""
+        if self._purse.missing(self.accounts, bits):
+            return False
+        for account in self.accounts:
+            self._purse.move(account.id, reserved=bits)
+        self.left_bits += bits
+        return True
+
+    def extend_with_rest(self) -> None:
+        """Reserve whatever the purse still has for all accounts: the store has no more, and nothing should be stranded."""
+        rest_bits = min((self._purse.balance_bits(account.id) for account in self.accounts), default=0)
+        extended = self.extend(rest_bits)
+        assert extended
+
+    def charge(self, bits: int) -> None:
+        """These bits leave now. Raises `ValueError` rather than charge more than is reserved."""
+        if not 0 <= bits <= self.left_bits:
+            raise ValueError(f"charge of {bits} bits against a hold of {self.left_bits}")
+        for account in self.accounts:
+            self._purse.spend(account.id, bits)
+        self.left_bits -= bits
+        self.charged_bits += bits
+
+    def refund(self, bits: int) -> None:
+        """Settled cheaper than charged: the difference may be released again. Raises `ValueError` beyond the charge."""
+        if not 0 <= bits <= self.charged_bits:
+            raise ValueError(f"refund of {bits} bits against a charge of {self.charged_bits}")
+        for account in self.accounts:
+            self._purse.credit(account.id, bits)
+        self.charged_bits -= bits
+
+    def close(self) -> None:
+        """Give back what was reserved and not used. Closing twice gives back once."""
+        for account in self.accounts:
+            self._purse.move(account.id, reserved=-self.left_bits)
+        self.left_bits = 0

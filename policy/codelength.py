@@ -1,0 +1,90 @@
+"""Codelengths in whole bits: what each thing a backend can choose costs. Every code here satisfies Kraft's inequality.
+
+A charge must be at least -log2 of the probability that one fixed, consistent measure gives the released view
+(docs/theory.md). Prefix codes are such measures, so their lengths add up and need no decoder.
+"""
+
+from __future__ import annotations
+
+from policy.release import Ending, Outcome, Release, Usage
+
+BITS_PER_BYTE = 8
+
+# A code over how an answer may end: 1/2 + 1/4 + 1/16 + 1/16 + 5/64 <= 1. Faults are rare, so they may be dear.
+OUTCOME_BITS = {
+    Outcome.STOP: 1,
+    Outcome.LENGTH: 2,
+    Outcome.TOOL_CALLS: 4,
+    Outcome.BUDGET: 4,
+    Outcome.UPSTREAM_ERROR: 6,
+    Outcome.TIMEOUT: 6,
+    Outcome.REJECTED: 6,
+    Outcome.NOT_FOUND: 6,
+    Outcome.CONFLICT: 6,
+}
+
+
+def elias_delta_bits(number: int) -> int:
+    """Length of the Elias delta code of `number` >= 1 (Elias 1975): floor(log2 n) + 2 floor(log2(floor(log2 n)+1)) + 1."""
+    if number < 1:
+        raise ValueError(f"Elias delta codes start at 1, not {number}")
+    magnitude = number.bit_length() - 1
+    return magnitude + 2 * ((magnitude + 1).bit_length() - 1) + 1
+
+
+def choice_bits(alternatives: int) -> int:
+    """One of `alternatives` equally likely values, in whole bits: ceil(log2 n)."""
+    return (alternatives - 1).bit_length()
+
+
+def slot_bits(idle_ticks: int) -> int:
+    """Silence before an event is an event too: `idle_ticks` ticks passed with nothing released."""
+    return elias_delta_bits(idle_ticks + 1)
+
+
+def piece_bits(*, idle_ticks: int, quanta: int, text_bytes: int) -> int:
+    """Some whole quanta of text at one tick: silence, "not the end" (1 bit), how many quanta, the bytes raw."""
+    return slot_bits(idle_ticks) + 1 + elias_delta_bits(quanta) + BITS_PER_BYTE * text_bytes
+
+
+def ending_bits(*, idle_ticks: int, text_bytes: int, ending: Ending, tools_declared: int) -> int:
+    """The last event of an answer: silence, "the end" (1 bit), the remaining text raw, and everything that goes with it."""
+    bits = slot_bits(idle_ticks) + 1 + elias_delta_bits(text_bytes + 1) + BITS_PER_BYTE * text_bytes
+    bits += OUTCOME_BITS[ending.outcome]
+    bits += 1  # whether tool calls follow
+    if ending.tool_calls:
+        bits += elias_delta_bits(len(ending.tool_calls))
+        for call in ending.tool_calls:
+            size_bytes = len(call.arguments.encode())
+            bits += choice_bits(tools_declared) + elias_delta_bits(size_bytes + 1) + BITS_PER_BYTE * size_bytes
+    return bits + usage_bits(ending.usage) + numbers_bits(ending.numbers)
+
+
+def usage_bits(usage: Usage | None) -> int:
+    """Token counts come from the backend, so they are priced: one bit for their presence, Elias delta each."""
+    if usage is None:
+        return 1
+    return 1 + elias_delta_bits(usage.prompt_tokens + 1) + elias_delta_bits(usage.completion_tokens + 1)
+
+
+def numbers_bits(numbers: tuple[int, ...] | None) -> int:
+    """A fixed-length row of non-negative fixed-point statistics, or none (one bit says which)."""
+    return 1 + sum(elias_delta_bits(number + 1) for number in numbers or ())
+
+
+def release_bits(release: Release, *, tools_declared: int) -> int:
+    """The raw charge of one release at one tick, in whole bits."""
+    text_bytes = len(release.text.encode())
+    if release.ending is not None:
+        return ending_bits(
+            idle_ticks=release.idle_ticks, text_bytes=text_bytes, ending=release.ending, tools_declared=tools_declared
+        )
+    return piece_bits(idle_ticks=release.idle_ticks, quanta=release.quanta, text_bytes=text_bytes)
+
+
+def silence_bits_max(*, ticks_max: int) -> int:
+    """What any one event may cost beyond its bytes, given that no answer lasts longer than `ticks_max` ticks.
+
+    Reserved before the backend is contacted, so that an answer can always be ended honestly.
+    """
+    return slot_bits(ticks_max) + 1 + max(OUTCOME_BITS.values()) + 3 + elias_delta_bits(1)

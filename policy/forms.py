@@ -1,0 +1,359 @@
+"""The shape of a policy document: which keys there are, what may stand there, and the rule it becomes.
+
+pydantic collects all mistakes in one pass and writes the JSON Schema; single values are read by `quantity`
+and `address`, so that every message says what to write instead. Nothing of pydantic leaves this module and
+`document`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from annotated_types import MaxLen, MinLen
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+from policy import quantity, rules
+from policy.address import address, upstream
+from policy.mistakes import quoted
+from policy.rules import rules_digest
+from policy.yaml_nodes import Scalar
+
+MODELS_MAX = 256  # each is a label of the gateway's metrics
+TENANTS_MAX = 1000  # likewise; beyond this a Prometheus server suffers first
+BUDGETS_MAX = 8  # an admission touches every one of them
+KEYS_MAX = 64  # of one tenant
+STREAMS_MAX = 10_000  # of one tenant; a gateway's sockets end near here
+PATH_CHARACTERS_MAX = 4096  # PATH_MAX of Linux
+TIMEOUT_S_MAX = 86_400  # a connection that waits a day is a leak
+TICK_S_MIN, TICK_S_MAX = Fraction(5, 1000), Fraction(1)  # fdatasync takes milliseconds; readers notice a second
+QUANTUM_BYTES_MAX = 1024  # more would stall ordinary answers between quanta
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+_ARTICLES = {"text": "text", "number": "a number", "boolean": "a boolean"}
+
+
+# What a single value may look like.
+
+
+def _value(
+    read: Callable[[str], object], *, kind: Literal["text", "number", "boolean"] | None = None, instead: str = ""
+) -> PlainValidator:
+    """`kind` is given where quotes matter: "true" is text and true is not. `instead` says what to write."""
+
+    def validate(node: object) -> object:
+        if not isinstance(node, Scalar):
+            raise ValueError("must be a single value, not a list or a mapping")  # noqa: TRY004 - pydantic collects it
+        if node.kind == "nothing":
+            raise ValueError("has no value")
+        if kind is not None and node.kind not in {kind, "refused"}:
+            raise ValueError(f"{quoted(node.text)} is {_ARTICLES[node.kind]} here; {instead}")
+        return read(node.text)
+
+    return PlainValidator(validate)
+
+
+def _choice(*available: str, unavailable: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text in unavailable:
+            raise ValueError(
+                f"{quoted(text)}: {unavailable[text]} is not available in this version; write {' or '.join(available)}"
+            )
+        if text not in available:
+            raise ValueError(f"{quoted(text)} is not known; write {' or '.join(available)}")
+        return text
+
+    return read
+
+
+def _text(text: str) -> str:
+    if not 1 <= len(text) <= PATH_CHARACTERS_MAX:
+        raise ValueError(f"must have 1 to {PATH_CHARACTERS_MAX} characters")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    return text == "true"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise ValueError(
+            f"{quoted(text)} is not a name; write up to 64 letters, digits, '.', '_', '-', first a letter or digit"
+        )
+    return text
+
+
+def _tenant_name(text: str) -> str:
+    if text == "other":
+        raise ValueError("'other' is reserved: metrics use it for whoever is not a tenant")
+    return _name(text)
+
+
+def _timeout_s(text: str) -> float:
+    duration = quantity.duration_s(text)
+    if duration > TIMEOUT_S_MAX:
+        raise ValueError(f"{quoted(text)} must be at most 1d")
+    return float(duration)
+
+
+def _tick_s(text: str) -> float:
+    duration = quantity.duration_s(text)
+    if not TICK_S_MIN <= duration <= TICK_S_MAX:
+        raise ValueError(f"{quoted(text)} must be from 5ms to 1s")
+    return float(duration)
+
+
+def _quantum_bytes(text: str) -> int:
+    count = quantity.byte_count(text)
+    if count > QUANTUM_BYTES_MAX:
+        raise ValueError(f"{quoted(text)} must be at most {QUANTUM_BYTES_MAX}B")
+    return count
+
+
+def _bits(text: str) -> int:
+    return 8 * quantity.byte_count(text)
+
+
+def _ledger(text: str) -> rules.SqliteLedger | rules.MemoryLedger:
+    if text == "memory":
+        return rules.MemoryLedger()
+    if text.startswith("postgresql:"):
+        raise ValueError("PostgreSQL ledgers are not available in this version; write sqlite:<path> or memory")
+    if not text.startswith("sqlite:"):
+        raise ValueError(f"{quoted(text)} is not a ledger; write sqlite:./var/ledger.db or memory")
+    return rules.SqliteLedger(path=_text(text.removeprefix("sqlite:")))
+
+
+def _pattern(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+_STRING = WithJsonSchema({"type": "string", "minLength": 1})
+_Text = Annotated[str, _value(_text, kind="text", instead="write it in quotes"), _STRING]
+_TextOrNone = Annotated[str | None, _value(_text, kind="text", instead="write it in quotes"), _STRING]
+_Boolean = Annotated[
+    bool, _value(_boolean, kind="boolean", instead="write true or false"), WithJsonSchema({"type": "boolean"})
+]
+_Address = Annotated[rules.Address, _value(address), _STRING]
+_Upstream = Annotated[str, _value(upstream), _pattern("^(http://.+:[0-9]+|unix:/.+)$")]
+_Window = Annotated[rules.Window, _value(quantity.window), _pattern(f"^lifetime$|{quantity.DURATION_PATTERN}")]
+_PercentageOrNone = Annotated[Fraction | None, _value(quantity.percentage), _pattern(quantity.PERCENTAGE_PATTERN)]
+_DurationOrNone = Annotated[int | None, _value(quantity.whole_duration_s), _pattern(quantity.DURATION_PATTERN)]
+_Timeout = Annotated[float, _value(_timeout_s), _pattern(quantity.DURATION_PATTERN)]
+_Tick = Annotated[float, _value(_tick_s), _pattern(quantity.DURATION_PATTERN)]
+_Bits = Annotated[int, _value(_bits), _pattern(quantity.BYTES_PATTERN)]
+_BitsOrNone = Annotated[int | None, _value(_bits), _pattern(quantity.BYTES_PATTERN)]
+_Quantum = Annotated[int, _value(_quantum_bytes), _pattern(quantity.BYTES_PATTERN)]
+_ParametersOrNone = Annotated[
+    int | None,
+    _value(quantity.parameter_count),
+    WithJsonSchema({"type": ["number", "string"], "pattern": quantity.COUNT_PATTERN, "minimum": 1}),
+]
+_Compression = Annotated[
+    Fraction,
+    _value(quantity.compression),
+    WithJsonSchema({"type": "number", "minimum": 1, "maximum": quantity.COMPRESSION_MAX}),
+]
+_Key = Annotated[str, _value(quantity.key_digest), _pattern(quantity.DIGEST_PATTERN)]
+_Ledger = Annotated[rules.SqliteLedger | rules.MemoryLedger, _value(_ledger), _pattern("^(sqlite:.+|memory)$")]
+_ModelName = Annotated[str, AfterValidator(_name)]
+_TenantName = Annotated[str, AfterValidator(_tenant_name)]
+
+
+_Guarantee = Annotated[
+    Literal["absolute"],
+    _value(_choice("absolute", unavailable={"black_box": "it needs the replay meter, which"})),
+    WithJsonSchema({"enum": ["absolute"]}),
+]
+_Usage = Annotated[
+    Literal["charge", "drop"], _value(_choice("charge", "drop")), WithJsonSchema({"enum": ["charge", "drop"]})
+]
+_Schedule = Annotated[
+    Literal["flow", "whole"],
+    _value(_choice("flow", "whole", unavailable={"paced": "that schedule"})),
+    WithJsonSchema({"enum": ["flow", "whole"]}),
+]
+_Meter = Annotated[
+    str,
+    _value(_choice(*rules.METERS, unavailable={"language_model": "that meter", "replay": "that meter"})),
+    WithJsonSchema({"enum": list(rules.METERS)}),
+]
+_AnswerTokens = Annotated[
+    int,
+    _value(quantity.answer_tokens, kind="number", instead="write it without quotes"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": quantity.ANSWER_TOKENS_MAX}),
+]
+_Streams = Annotated[
+    int,
+    _value(partial(quantity.whole_number, most=STREAMS_MAX), kind="number", instead="write it without quotes"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": STREAMS_MAX}),
+]
+
+
+def _as_list(node: object) -> object:
+    return [node] if isinstance(node, dict) else node
+
+
+def _one_or_many(schema: dict[str, Any]) -> None:
+    """For editors: a budget is one mapping, or a list of them. `document._known_keys` relies on the order."""
+    many = {key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems")}
+    schema["anyOf"] = [many["items"], many]
+
+
+# What keys there are. Each form becomes the rule of the same name.
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class WeightsForm(_Form):
+    file: _TextOrNone = Field(None, description="A safetensors or GGUF file; only its header is read")
+    parameters: _ParametersOrNone = Field(None, description="Number of parameters, for example 70e9")
+
+    def rule(self) -> rules.WeightsSource:
+        return rules.WeightsSource(file=self.file, parameters=self.parameters)
+
+
+class ModelBudgetForm(_Form):
+    window: _Window = Field(description="lifetime, or a fixed calendar window in UTC such as 1d")
+    fraction: _PercentageOrNone = Field(None, description="Share of W that may leave in the window")
+    time_to_theft: _DurationOrNone = Field(None, description="How long W must take to leave at this rate")
+    bytes: _BitsOrNone = Field(None, description="Absolute limit, for example 20MiB")
+
+    def rule(self) -> rules.ModelBudget:
+        return rules.ModelBudget(
+            window=self.window, fraction=self.fraction, time_to_theft_s=self.time_to_theft, bits=self.bytes
+        )
+
+
+class TenantBudgetForm(_Form):
+    window: _Window = Field(description="lifetime, or a fixed calendar window in UTC such as 1d")
+    bytes: _Bits = Field(description="Absolute limit, for example 20MiB")
+
+    def rule(self) -> rules.TenantBudget:
+        return rules.TenantBudget(window=self.window, bits=self.bytes)
+
+
+class TimeoutsForm(_Form):
+    connect: _Timeout = Field(5.0, description="To open a connection", json_schema_extra={"default": "5s"})
+    first_byte: _Timeout = Field(60.0, description="Until the answer begins", json_schema_extra={"default": "60s"})
+    idle: _Timeout = Field(30.0, description="Between two pieces of it", json_schema_extra={"default": "30s"})
+    total: _Timeout = Field(600.0, description="Until the answer ends", json_schema_extra={"default": "600s"})
+
+    def rule(self) -> rules.Timeouts:
+        return rules.Timeouts(
+            connect_s=self.connect, first_byte_s=self.first_byte, idle_s=self.idle, total_s=self.total
+        )
+
+
+class ModelForm(_Form):
+    upstream: _Upstream = Field(description="The backend: http://host:port or unix:/path")
+    weights: WeightsForm = Field(description="Where the number of parameters comes from")
+    theft_compression: _Compression = Field(description="How far a thief may shrink bf16 weights; sets W")
+    guarantee: _Guarantee = Field("absolute", description="What the budgets bound; absolute: everything that leaves")
+    budgets: Annotated[list[ModelBudgetForm], MinLen(1), MaxLen(BUDGETS_MAX)] = Field(
+        description="The security bound; all of them hold"
+    )
+    usage: _Usage = Field("charge", description="Pass token counts on and charge them, or drop them")
+    record_token_ids: _Boolean = Field(default=False, description="Ask the backend for sampled token ids, for the log")
+    answer_tokens_max: _AnswerTokens = Field(rules.ANSWER_TOKENS_MAX, description="The most a client may ask for")
+    answer_tokens_default: _AnswerTokens = Field(
+        rules.ANSWER_TOKENS_DEFAULT, description="For a client that does not ask; never above the maximum"
+    )
+    timeouts: TimeoutsForm = Field(default_factory=TimeoutsForm, description="How long the backend may take")
+
+    def rule(self, name: str) -> rules.Model:
+        return rules.Model(
+            name=name,
+            upstream=self.upstream,
+            weights=self.weights.rule(),
+            theft_compression=self.theft_compression,
+            guarantee=self.guarantee,
+            budgets=tuple(sorted((budget.rule() for budget in self.budgets), key=_by_length)),
+            usage=self.usage,
+            record_token_ids=self.record_token_ids,
+            answer_tokens_max=self.answer_tokens_max,
+            answer_tokens_default=min(self.answer_tokens_default, self.answer_tokens_max),
+            timeouts=self.timeouts.rule(),
+        )
+
+
+class TenantForm(_Form):
+    keys: Annotated[list[_Key], MinLen(1), MaxLen(KEYS_MAX)] = Field(description="sha256:<hex> of each API key")
+    models: Annotated[list[_Text], MinLen(1), MaxLen(MODELS_MAX)] = Field(description="Models it may use")
+    share: _PercentageOrNone = Field(None, description="The most it may take of each budget of each model")
+    budget: Annotated[list[TenantBudgetForm], BeforeValidator(_as_list), MinLen(1), MaxLen(BUDGETS_MAX)] = Field(
+        default_factory=list, description="Its own limit, or a list of them", json_schema_extra=_one_or_many
+    )
+    steering: _Boolean = Field(default=False, description="Whether it may steer models")
+    streams_max: _Streams = Field(64, description="Answers at the same time")
+
+    def rule(self, name: str) -> rules.Tenant:
+        return rules.Tenant(
+            name=name,
+            key_digests=frozenset(self.keys),
+            models=frozenset(self.models),
+            share=self.share,
+            budgets=tuple(sorted((budget.rule() for budget in self.budget), key=_by_length)),
+            steering=self.steering,
+            streams_max=self.streams_max,
+        )
+
+
+class ReleaseForm(_Form):
+    schedule: _Schedule = Field("flow", description="flow: at each tick, what is ready; whole: the answer at once")
+    tick: _Tick = Field(0.02, description="The clock that all output leaves by", json_schema_extra={"default": "20ms"})
+    quantum: _Quantum = Field(
+        16, description="Text leaves in multiples of this until the end", json_schema_extra={"default": "16B"}
+    )
+
+    def rule(self) -> rules.Release:
+        return rules.Release(schedule=self.schedule, tick_s=self.tick, quantum_bytes=self.quantum)
+
+
+class AuditForm(_Form):
+    directory: _Text = Field(rules.AUDIT_DIRECTORY, description="Where the log of everything released is kept")
+
+    def rule(self) -> rules.Audit:
+        return rules.Audit(directory=self.directory)
+
+
+class PolicyForm(_Form):
+    listen: _Address = Field(description="Where clients connect")
+    admin: _Address = Field(description="Metrics and health; not for clients")
+    models: Annotated[dict[_ModelName, ModelForm], MinLen(1), MaxLen(MODELS_MAX)] = Field(description="By name")
+    tenants: Annotated[dict[_TenantName, TenantForm], MinLen(1), MaxLen(TENANTS_MAX)] = Field(description="By name")
+    release: ReleaseForm = Field(default_factory=ReleaseForm, description="How answers leave")
+    meters: Annotated[list[_Meter], MinLen(1)] = Field(
+        list(rules.METERS), description="Codes that answers are charged under"
+    )
+    audit: AuditForm = Field(default_factory=AuditForm, description="The record of everything released")
+    ledger: _Ledger = Field(
+        default_factory=rules.SqliteLedger,
+        description="Where spent bits are kept: sqlite:<path>, or memory for tests",
+        json_schema_extra={"default": f"sqlite:{rules.LEDGER_PATH}"},
+    )
+
+    def rule(self) -> rules.Policy:
+        draft = rules.Policy(
+            listen=self.listen,
+            admin=self.admin,
+            models=MappingProxyType({name: form.rule(name) for name, form in self.models.items()}),
+            tenants=MappingProxyType({name: form.rule(name) for name, form in self.tenants.items()}),
+            release=self.release.rule(),
+            meters=tuple(meter for meter in rules.METERS if meter in self.meters),
+            audit=self.audit.rule(),
+            ledger=self.ledger,
+            digest="",
+        )
+        return replace(draft, digest=rules_digest(draft))
+
+
+def _by_length(budget: rules.ModelBudget | rules.TenantBudget) -> int:
+    return budget.window.duration_s or 0

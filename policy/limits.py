@@ -1,0 +1,43 @@
+"""Every maximum, with its unit and its reason. A value from outside that exceeds one is refused, never truncated."""
+
+from __future__ import annotations
+
+# What a client may send.
+REQUEST_BYTES_MAX = 4 * 1024 * 1024  # a 128k-token context is about 0.5 MB of text; the rest is room for tool schemas
+HEADER_LINE_BYTES_MAX = 8190  # the figure Apache and aiohttp share
+HEADERS_MAX = 64  # browsers send about 20; more is padding
+MESSAGES_MAX = 2048
+TOOLS_MAX = 128  # the OpenAI limit
+STOP_STRINGS_MAX = 4  # the OpenAI limit
+STOP_STRING_BYTES_MAX = 256
+STEERING_VECTORS_MAX = 16
+CONTRAST_TEXTS_MAX = 256
+CONTRAST_TEXT_BYTES_MAX = 8192
+
+# What a backend may send.
+EVENT_BYTES_MAX = 256 * 1024  # one SSE event; a one-token chunk is about 270 bytes, a whole tool call a few KB
+ANSWER_WIRE_BYTES_MAX = 64 * 1024 * 1024  # everything a backend may send for one answer, envelope included
+ANSWER_JSON_BYTES_MAX = 8 * 1024 * 1024  # one unstreamed answer
+ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it the backend is not read
+TOOL_CALLS_MAX = 64
+TOKENS_REPORTED_MAX = 2**31 - 1  # usage integers beyond this are garbage
+UPSTREAM_HEADER_BYTES_MAX = 16 * 1024
+
+# What leaves.
+BYTES_PER_TOKEN_MAX = 16  # honest text averages 4.3 bytes a token; an answer longer than max_tokens x 16 bytes is cut
+ANSWER_BYTES_MAX = 1024 * 1024  # one answer, whatever max_tokens says
+FLOW_BLOCK_BYTES = 512  # how much a stream reserves ahead: large enough to be rare, small enough to share a budget
+TICK_RELEASE_BYTES_MAX = 4096  # one stream, one tick: keeps a burst from starving its neighbours
+
+# How long things may take, in seconds.
+REQUEST_BODY_S_MAX = 30.0  # a slow body holds a connection, nothing else
+CLIENT_KEEPALIVE_S_MAX = 75.0  # nginx's default; aiohttp's own default is 3630 s
+CLIENT_WRITE_S_MAX = 30.0  # a client that reads nothing for so long is gone
+DRAIN_S_MAX = 30.0  # after SIGTERM, open answers may finish for this long
+
+# What the process holds.
+CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut
+CLIENT_CONNECTIONS_MAX = 10_000
+UPSTREAM_CONNECTIONS_MAX = 4096
+SETTLE_INLINE_BYTES_MAX = 16 * 1024  # zstd takes about 1 ms for this; longer texts are settled off the event loop
+LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it
