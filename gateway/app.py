@@ -1,0 +1,330 @@
+"""The composition root: names the adapters, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from aiohttp import web
+
+from gateway import log
+from gateway.audit.segments import SegmentLog
+from gateway.clock import SystemClock
+from gateway.config import Config, ConfigError, load
+from gateway.edge.admin import AdminServer
+from gateway.edge.public import PublicServer
+from gateway.edge.strict import assert_strict
+from gateway.edge.upstream import HttpUpstream
+from gateway.leases import Leases
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.meters.zstd import ZstdMeter
+from gateway.metrics import Metrics
+from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, Meter
+from gateway.record import PolicyLoaded, Refusals, Started, Stopped
+from gateway.relay import Relay
+from gateway.serving import serving
+from gateway.session import Session
+from gateway.settle import Settler
+from gateway.status import Status
+from gateway.tick import Tick
+from gateway.wire.dialect import Identity
+from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX
+from policy.rules import Address, Policy, TcpAddress
+from policy.rules import MemoryLedger as MemoryLedgerRules
+
+LISTEN_BACKLOG = 1024
+REFUSALS_RECORD_S = 10.0  # refusals are summarised: a flood of them must not flood the log
+SEED_BITS = 63  # fits a signed 64-bit field of any engine
+
+
+class Gateway:
+    """One gateway process, from policy to sockets. `run` returns the exit status."""
+
+    def __init__(
+        self,
+        *,
+        path: Path | None,
+        config: Config,
+        ledger: Ledger | None = None,
+        audit: AuditLog | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._path = path
+        policy = config.policy
+        self.metrics = Metrics()
+        self.clock = clock or SystemClock()
+        self.ledger = ledger or _ledger(policy)
+        self._audit = audit or SegmentLog(Path(policy.audit.directory))
+        self.tick = Tick(
+            clock=self.clock,
+            audit=self._audit,
+            metrics=self.metrics,
+            tick_s=policy.release.tick_s,
+            short=self._refill,
+        )
+        self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record)
+        meters = _meters(policy)
+        self.settler = Settler(meters=meters, clock=self.clock, metrics=self.metrics, record=self.tick.record)
+        self.relay = Relay(
+            leases=self.leases,
+            tick=self.tick,
+            settler=self.settler,
+            upstreams={},
+            clock=self.clock,
+            metrics=self.metrics,
+            log=log.problem,
+        )
+        self.serving = serving(policy, parameters=config.parameters)
+        self.codes = _codes_digest(policy, meters)
+        self.public_port = 0
+        self.admin_port = 0
+        self._started_s = int(self.clock.wall_s())
+        self._stop = asyncio.Event()
+        self.status = Status(
+            serving=lambda: self.serving,
+            leases=self.leases,
+            ledger=self.ledger,
+            clock=self.clock,
+            metrics=self.metrics,
+            in_flight=lambda: self.relay.in_flight,
+        )
+        self.public = PublicServer(
+            relay=self.relay,
+            serving=lambda: self.serving,
+            budget=self.status.budget,
+            identify=self._identify,
+            clock=self.clock,
+            metrics=self.metrics,
+            started_s=self._started_s,
+        )
+        self._admin = AdminServer(registry=self.metrics.registry, status=self.status.snapshot, unready=self._unready)
+
+    async def run(self, *, signals: bool = True) -> None:
+        """Serve until stopped, then drain. Raises `AuditFailed` as soon as something cannot be recorded."""
+        assert_strict()
+        if signals:
+            self._handle_signals()
+        await self._begin()
+        core = asyncio.create_task(self._core())
+        core.add_done_callback(lambda _: self._stop.set())
+        sites = await self._listen()
+        log.event("serving", port=self.public_port, admin_port=self.admin_port, policy=self.serving.policy.digest)
+        await self._stop.wait()
+        await self._drain(sites, core)
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self._stop.set()
+
+    async def reload(self) -> str:
+        """Take the policy file again. Returns what happened, in words; on a mistake the old policy stays in force."""
+        assert self._path is not None
+        try:
+            config = await asyncio.to_thread(load, self._path)
+            fixed = _unchangeable(self.serving.policy, config.policy)
+            if fixed:
+                raise ConfigError(f"{self._path}: changing {', '.join(fixed)} takes a restart")
+            await self._take(config)
+        except ConfigError as mistakes:
+            self.metrics.reloads.labels("refused").inc()
+            self.metrics.reload_ok.set(0)
+            log.problem("policy reload refused", mistakes=str(mistakes).splitlines())
+            return str(mistakes)
+        return "taken"
+
+    async def _begin(self) -> None:
+        self.metrics.build.info({"version": version("weir"), "policy": self.serving.policy.digest, "codes": self.codes})
+        self.tick.record(
+            Started(
+                at_ms=self._now_ms(),
+                version=version("weir"),
+                policy=self.serving.policy.digest,
+                codes=self.codes,
+                boot_id=_boot_id(),
+            )
+        )
+        await self._connect(self.serving.policy)
+        await self.leases.register(self.serving.accounts.all(now_s=self.clock.wall_s()))
+        self.metrics.reload_ok.set(1)
+        self.metrics.reload_at.set(self.clock.wall_s())
+
+    async def _take(self, config: Config) -> None:
+        fresh = serving(config.policy, parameters=config.parameters)
+        raised = await self.leases.register(fresh.accounts.all(now_s=self.clock.wall_s()))
+        await self._connect(config.policy)
+        self.serving = fresh
+        self.tick.record(PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised)))
+        self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
+        self.metrics.reloads.labels("taken").inc()
+        self.metrics.reload_ok.set(1)
+        self.metrics.reload_at.set(self.clock.wall_s())
+        log.event("policy reloaded", policy=config.policy.digest, raised=list(raised))
+
+    async def _connect(self, policy: Policy) -> None:
+        """One client a model. Clients of models whose address stayed are kept, with their open answers."""
+        before = dict(self.relay.upstreams)
+        upstreams = {}
+        for model in policy.models.values():
+            old = self.serving.policy.models.get(model.name)
+            if (
+                model.name in before
+                and old is not None
+                and (old.upstream, old.timeouts) == (model.upstream, model.timeouts)
+            ):
+                upstreams[model.name] = before.pop(model.name)
+            else:
+                upstreams[model.name] = HttpUpstream(address=model.upstream, timeouts=model.timeouts)
+        self.relay.upstreams = upstreams
+
+    async def _listen(self) -> Sequence[web.BaseSite]:
+        policy = self.serving.policy
+        public, self.public_port = await _site(self.public.server(), policy.listen)
+        admin, self.admin_port = await _site(self._admin.server(), policy.admin)
+        return public, admin
+
+    async def _core(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.tick.run())
+            tasks.create_task(self.settler.run())
+            tasks.create_task(self._record_refusals())
+
+    async def _drain(self, sites: Sequence[web.BaseSite], core: asyncio.Task[None]) -> None:
+        """Refuse new answers, let open ones finish, give the leases back, close the log."""
+        public, admin = sites
+        self.public.draining = True
+        if core.done():
+            # Nothing can be recorded, so nothing may leave: not even what clients are waiting for.
+            await _ended(core)
+        log.event("draining", in_flight=self.relay.in_flight)
+        await public.stop()
+        deadline_s = self.clock.monotonic_s() + DRAIN_S_MAX
+        while self.relay.in_flight and self.clock.monotonic_s() < deadline_s and not core.done():  # noqa: ASYNC110  polls
+            await asyncio.sleep(0.05)
+        await public._runner.cleanup()  # noqa: SLF001  aiohttp gives a site no public way to its runner
+        core.cancel()
+        await _ended(core)
+        await self.leases.close()
+        self.tick.record(Stopped(at_ms=self._now_ms()))
+        await self.tick.flush()
+        await admin._runner.cleanup()  # noqa: SLF001
+        for upstream in self.relay.upstreams.values():
+            assert isinstance(upstream, HttpUpstream)
+            await upstream.close()
+        await self.ledger.close()
+        await self._audit.close()
+        log.event("stopped")
+
+    async def _record_refusals(self) -> None:
+        before: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(REFUSALS_RECORD_S)
+            now = self.metrics.refused()
+            counts = {reason: count - before.get(reason, 0) for reason, count in now.items()}
+            before = now
+            if any(counts.values()):
+                self.tick.record(
+                    Refusals(at_ms=self._now_ms(), counts={reason: n for reason, n in counts.items() if n})
+                )
+
+    async def _unready(self) -> str | None:
+        """Why this gateway should not be sent requests; None if it should."""
+        if self.public.draining:
+            return "draining"
+        if not await self.status.ledger_answers():
+            return "the ledger does not answer"
+        for name, upstream in self.relay.upstreams.items():
+            if not await upstream.reachable():
+                return f"the backend of {name} does not answer"
+        return None
+
+    def _refill(self, session: Session) -> None:
+        self.relay.refill(session)  # tick and relay know each other only through this
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._reloads: set[asyncio.Task[str]] = set()
+
+        def on_hangup() -> None:
+            task = loop.create_task(self.reload())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
+    def _identify(self) -> Identity:
+        return Identity(id=secrets.token_hex(12), created_s=int(self.clock.wall_s()), seed=secrets.randbits(SEED_BITS))
+
+    def _now_ms(self) -> int:
+        return int(self.clock.wall_s() * 1000)
+
+
+async def _ended(core: asyncio.Task[None]) -> None:
+    """Wait for the core; what stopped it stops the process."""
+    try:
+        with suppress(asyncio.CancelledError):
+            await core
+    except* AuditFailed as group:
+        raise group.exceptions[0] from None
+
+
+async def _site(server: web.Server, address: Address) -> tuple[web.BaseSite, int]:
+    runner = web.ServerRunner(server, shutdown_timeout=1.0)
+    await runner.setup()
+    site: web.BaseSite
+    if isinstance(address, TcpAddress):
+        listener = _listener(address)
+        site = web.SockSite(runner, listener, backlog=LISTEN_BACKLOG)
+        port = listener.getsockname()[1]
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(address.path)  # noqa: PTH108  left behind by a crash; once, at start
+        site, port = web.UnixSite(runner, address.path, backlog=LISTEN_BACKLOG), 0
+    await site.start()
+    return site, port
+
+
+def _listener(address: TcpAddress) -> socket.socket:
+    """A listening socket whose connections inherit a small send buffer, so that little can leave after a cut."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_SEND_BUFFER_BYTES)
+    listener.bind((address.host, address.port))
+    return listener
+
+
+def _ledger(policy: Policy) -> Ledger:
+    if isinstance(policy.ledger, MemoryLedgerRules):
+        return MemoryLedger()
+    return SqliteLedger(Path(policy.ledger.path))
+
+
+def _meters(policy: Policy) -> Sequence[Meter]:
+    return [ZstdMeter()] if "zstd" in policy.meters else []
+
+
+def _codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
+    """Names the code set: which codes, and the data they depend on. Two digests alike charge alike."""
+    parts = [*policy.meters, *(meter.digest for meter in meters), version("weir")]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def _unchangeable(before: Policy, after: Policy) -> list[str]:
+    """What a reload cannot change, because open answers or files depend on it."""
+    names = ("listen", "admin", "release", "meters", "audit", "ledger")
+    return [name for name in names if getattr(before, name) != getattr(after, name)]
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

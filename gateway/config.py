@@ -1,0 +1,67 @@
+"""Reading a policy and the weights it names from disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy.document import parse
+from policy.mistakes import Mistakes
+from policy.rules import Model, Policy
+from policy.weights import WeightsError, parameters_in
+
+POLICY_BYTES_MAX = 1024 * 1024  # ten thousand tenants fit
+
+
+class ConfigError(Exception):
+    """The policy cannot be used. The message has a line for every mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A policy and the parameter counts of its models."""
+
+    policy: Policy
+    parameters: dict[str, int]
+
+
+def load(path: Path) -> Config:
+    """Read and check everything. Raises `ConfigError` with all mistakes at once."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(POLICY_BYTES_MAX + 1)
+        text = data.decode()
+    except OSError as fault:
+        raise ConfigError(f"{path}: {fault.strerror}") from fault
+    except UnicodeDecodeError as fault:
+        raise ConfigError(f"{path}: byte {fault.start} is not UTF-8") from fault
+    if len(data) > POLICY_BYTES_MAX:
+        raise ConfigError(f"{path}: over {POLICY_BYTES_MAX} bytes")
+    policy = parse(text, name=str(path))
+    if isinstance(policy, Mistakes):
+        raise ConfigError(policy.render())
+    parameters: dict[str, int] = {}
+    faults = []
+    for model in policy.models.values():
+        try:
+            parameters[model.name] = _parameters(model)
+        except (OSError, WeightsError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) else fault
+            faults.append(f"{path}: models.{model.name}.weights: {model.weights.file}: {reason}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return Config(policy=policy, parameters=parameters)
+
+
+def _parameters(model: Model) -> int:
+    if model.weights.parameters is not None:
+        return model.weights.parameters
+    assert model.weights.file is not None
+    with Path(model.weights.file).open("rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        size_bytes = file.seek(0, 2)
+        return parameters_in(read, size_bytes)

@@ -1,0 +1,48 @@
+"""The admin server: health, metrics, and the figures that `weir status` shows. Read-only, for the operator alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+JSON = "application/json"
+
+
+class AdminServer:
+    """Answers on the admin address."""
+
+    def __init__(
+        self,
+        *,
+        registry: CollectorRegistry,
+        status: Callable[[], Awaitable[dict[str, object]]],
+        unready: Callable[[], Awaitable[str | None]],
+    ) -> None:
+        self._registry = registry
+        self._status = status
+        self._unready = unready
+
+    def server(self) -> web.Server:
+        """The protocol factory for `loop.create_server`."""
+        return web.Server(self.handle, access_log=None, keepalive_timeout=75.0)
+
+    async def handle(self, request: BaseRequest) -> web.StreamResponse:
+        """One request. Anything but GET of a known path is refused."""
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, text="The admin port is read-only.\n", headers={"Allow": "GET"})
+        match request.raw_path:
+            case "/livez" | "/healthz":
+                return web.Response(text="ok\n")
+            case "/readyz":
+                reason = await self._unready()
+                return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
+            case "/metrics":
+                await self._status()  # brings the budget gauges up to date
+                return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+            case "/status.json":
+                return web.Response(body=msgspec.json.encode(await self._status()), headers={"Content-Type": JSON})
+        return web.Response(status=404, text="Here are /livez, /readyz, /metrics and /status.json.\n")

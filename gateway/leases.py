@@ -1,0 +1,99 @@
+"""Keeps this process's purse filled from the ledger: a grant debits the store, durably, before a bit of it may leave.
+
+What a crash means here: everything granted stays spent. Only an orderly close gives the rest back, and it is written to
+the audit log first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+
+from gateway.ports import AccountLimit, Clock, Granted, Ledger, OverLimit, Wanted
+from gateway.record import Leaf, LeaseClosed, LeaseGranted
+from policy.budget import Account, Hold, Purse
+from policy.limits import LEASE_PARTS
+
+
+class Leases:
+    """The leases of one process. Methods raise `LedgerUnavailable` when the store does."""
+
+    def __init__(self, *, ledger: Ledger, clock: Clock, record: Callable[[Leaf], None]) -> None:
+        self.purse = Purse()
+        self._ledger = ledger
+        self._clock = clock
+        self._record = record
+        self._holder = secrets.token_hex(16)
+        self._open: dict[str, Mapping[str, int]] = {}
+        self._registered: dict[str, int] = {}
+        self._refilling = asyncio.Lock()  # one grant at a time: those who wait behind it find the purse filled
+
+    async def register(self, accounts: Sequence[Account]) -> Sequence[str]:
+        """Make accounts known to the store, or change their limits. Returns those whose limit was raised."""
+        changed = [account for account in accounts if self._registered.get(account.id) != account.limit_bits]
+        if not changed:
+            return ()
+        limits = [AccountLimit(account=account.id, limit_bits=account.limit_bits) for account in changed]
+        raised = await self._ledger.register(limits)
+        self._registered |= {account.id: account.limit_bits for account in changed}
+        return raised
+
+    async def reserve(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> Hold | OverLimit:
+        """Hold between `least_bits` and `most_bits`, the same in every account, or nothing in any."""
+        hold = self.purse.reserve(accounts, most_bits)
+        if hold is not None:
+            return hold
+        async with self._refilling:
+            over = await self._refill(accounts, least_bits=least_bits, most_bits=most_bits)
+            if over is not None:
+                return over
+            # No await from here to the reservation: nobody can take what was just counted.
+            affordable = min(self.purse.balance_bits(account.id) for account in accounts)
+            hold = self.purse.reserve(accounts, min(most_bits, affordable))
+            assert hold is not None
+            return hold
+
+    async def refill(self, accounts: tuple[Account, ...], *, bits: int) -> OverLimit | None:
+        """Try to have `bits` free in every account's purse. `OverLimit` if the store has too little left."""
+        async with self._refilling:
+            return await self._refill(accounts, least_bits=bits, most_bits=bits)
+
+    async def close(self) -> None:
+        """Give back what is left of every lease. Only when nothing can leave any more."""
+        for lease, granted in list(self._open.items()):
+            returned = {account: min(bits, self.purse.balance_bits(account)) for account, bits in granted.items()}
+            for account, bits in returned.items():
+                self.purse.debit(account, bits)
+            self._record(LeaseClosed(at_ms=self._now_ms(), lease=lease, returned=returned))
+            await self._ledger.close_lease(lease=lease, holder=self._holder, returned=returned)
+            del self._open[lease]
+
+    async def _refill(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> OverLimit | None:
+        missing = self.purse.missing(accounts, most_bits)
+        if not missing:
+            return None
+        await self.register(accounts)
+        wanted = {
+            account.id: Wanted(
+                least_bits=max(least_bits - self.purse.balance_bits(account.id), 0),
+                most_bits=missing[account.id] + account.limit_bits // LEASE_PARTS,
+            )
+            for account in accounts
+            if account.id in missing
+        }
+        # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
+        granted = await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
+        return granted if isinstance(granted, OverLimit) else None
+
+    async def _grant(self, wanted: Mapping[str, Wanted]) -> Granted | OverLimit:
+        answer = await self._ledger.grant(lease=secrets.token_hex(16), holder=self._holder, wanted=wanted)
+        if isinstance(answer, Granted):
+            for account, bits in answer.bits.items():
+                self.purse.credit(account, bits)
+            self._open[answer.lease] = answer.bits
+            self._record(LeaseGranted(at_ms=self._now_ms(), lease=answer.lease, bits=dict(answer.bits)))
+        return answer
+
+    def _now_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)

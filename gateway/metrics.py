@@ -1,0 +1,124 @@
+"""Every Prometheus metric of the gateway, with its labels. Labels hold configured names only, never text from a request."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from policy.refusal import Reason
+from policy.release import Outcome
+
+TICK_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+REQUEST_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """One registry for one process; docs/metrics.md lists what is here, and a test holds the two together."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.build = Info("weir_build", "Version of the gateway and digests of policy and codes.", registry=r)
+        self.requests = Counter(
+            "weir_requests", "Answered requests by outcome.", ["model", "tenant", "outcome"], registry=r
+        )
+        self.refusals = Counter("weir_refusals", "Refused requests by reason.", ["reason"], registry=r)
+        self.in_flight = Gauge("weir_answers_in_flight", "Answers admitted and not ended.", ["model"], registry=r)
+        self.released_text = Counter(
+            "weir_released_text_bytes", "Text that left, in UTF-8 bytes.", ["model", "tenant"], registry=r
+        )
+        self.released_bits = Counter(
+            "weir_released_bits",
+            "Text that left, in bits (8 a byte), before any code.",
+            ["model", "tenant"],
+            registry=r,
+        )
+        self.sent_wire = Counter("weir_sent_wire_bytes", "Body bytes sent to clients, envelope included.", registry=r)
+        self.charged_bits = Counter(
+            "weir_charged_bits",
+            "Bits charged, by code: raw at release; the others at settlement, for the answers that they settled.",
+            ["model", "tenant", "code"],
+            registry=r,
+        )
+        self.refunded_bits = Counter(
+            "weir_refunded_bits", "Bits refunded by settlement.", ["model", "tenant", "code"], registry=r
+        )
+        self.budget_limit = Gauge(
+            "weir_budget_limit_bits", "Limit of a budget.", ["owner", "name", "window"], registry=r
+        )
+        self.budget_used = Gauge(
+            "weir_budget_used_bits",
+            "Bits of a budget that left or may have left.",
+            ["owner", "name", "window"],
+            registry=r,
+        )
+        self.budget_reserved = Gauge(
+            "weir_budget_reserved_bits", "Bits held for open answers.", ["owner", "name", "window"], registry=r
+        )
+        self.budget_leased = Gauge(
+            "weir_budget_leased_bits",
+            "Bits granted to this gateway and neither reserved nor used.",
+            ["owner", "name", "window"],
+            registry=r,
+        )
+        self.days_to_theft = Gauge(
+            "weir_days_to_theft",
+            "Days until a thief who takes every bit of the model's budgets has enough; +Inf if a lifetime budget forbids it.",
+            ["model", "assumption"],
+            registry=r,
+        )
+        self.tick_lag = Histogram(
+            "weir_tick_lag_seconds",
+            "From a tick to its bytes being handed to sockets.",
+            buckets=TICK_BUCKETS_S,
+            registry=r,
+        )
+        self.ticks_missed = Counter(
+            "weir_ticks_missed", "Ticks that began late because one before took too long.", registry=r
+        )
+        self.backend_errors = Counter("weir_backend_errors", "Backend failures by kind.", ["model", "kind"], registry=r)
+        self.request_duration = Histogram(
+            "weir_request_duration_seconds",
+            "From admission to the last byte.",
+            ["model"],
+            buckets=REQUEST_BUCKETS_S,
+            registry=r,
+        )
+        self.first_release = Histogram(
+            "weir_first_release_seconds",
+            "From admission to the first release.",
+            ["model"],
+            buckets=REQUEST_BUCKETS_S,
+            registry=r,
+        )
+        self.ledger_errors = Counter("weir_ledger_errors", "Times the ledger did not answer.", registry=r)
+        self.settle_backlog = Gauge("weir_settle_backlog_answers", "Closed answers waiting to be settled.", registry=r)
+        self.reloads = Counter("weir_config_reloads", "Policy reloads by result.", ["result"], registry=r)
+        self.reload_ok = Gauge("weir_config_last_reload_successful", "1 if the last reload was taken.", registry=r)
+        self.reload_at = Gauge(
+            "weir_config_last_reload_success_timestamp_seconds", "When a policy was last taken.", registry=r
+        )
+        for reason in Reason:
+            self.refusals.labels(reason.label)
+        self._children: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}
+
+    def charged(self, model: str, tenant: str, bits: int, text_bytes: int) -> None:
+        """One release. Called for every piece, so the labelled children are kept."""
+        children = self._children.get((model, tenant))
+        if children is None:
+            children = (
+                self.charged_bits.labels(model, tenant, "raw"),
+                self.released_text.labels(model, tenant),
+                self.released_bits.labels(model, tenant),
+            )
+            self._children[model, tenant] = children
+        children[0].inc(bits)
+        children[1].inc(text_bytes)
+        children[2].inc(8 * text_bytes)
+
+    def refused(self) -> dict[str, int]:
+        """Refusals so far, by reason."""
+        return {reason.label: int(self.refusals.labels(reason.label)._value.get()) for reason in Reason}  # noqa: SLF001
+
+    def ended(self, model: str, tenant: str, outcome: Outcome | None) -> None:
+        """One answer is over; `outcome` is None if the client went away."""
+        self.requests.labels(model, tenant, outcome.value if outcome is not None else "client_gone").inc()

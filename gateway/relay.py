@@ -1,0 +1,338 @@
+"""The straight line of one request: admit -> relay -> parse -> canonicalise -> (tick: charge, record, release) -> settle.
+
+What reaches a backend was built by a codec; what reaches a client was rendered from a release. Nothing else passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from math import ceil
+
+import msgspec
+
+from gateway.leases import Leases
+from gateway.metrics import Metrics
+from gateway.ports import (
+    Client,
+    ClientGone,
+    Clock,
+    LedgerUnavailable,
+    OverLimit,
+    Upstream,
+    UpstreamFailed,
+    UpstreamResponse,
+)
+from gateway.record import Closed, Opened
+from gateway.serving import Serving
+from gateway.session import Budget, Session, closing_bits, whole_bits_max
+from gateway.settle import Settler
+from gateway.tick import Tick
+from gateway.wire.dialect import Call, Identity
+from gateway.wire.errors import outcome_of_status, refusal_of, rejection_index
+from policy.budget import Account, Hold
+from policy.canonical import Answer, Malformed
+from policy.codelength import BITS_PER_BYTE, choice_bits
+from policy.limits import ANSWER_PENDING_BYTES_MAX, FLOW_BLOCK_BYTES
+from policy.refusal import Reason, Refused
+from policy.release import Outcome
+from policy.rules import Model, Tenant
+
+REJECTION_BODY_BYTES_MAX = 64 * 1024  # how much of a backend's 4xx is read for its error code
+RETRY_AFTER_S_MAX = 120  # clients sleep as long as they are told; the honest reset is in the body
+
+
+class _Rejection(msgspec.Struct):
+    code: object = None
+
+
+class _RejectionBody(msgspec.Struct):
+    error: _Rejection
+
+
+class Relay:
+    """Carries requests through. Knows ports only."""
+
+    def __init__(
+        self,
+        *,
+        leases: Leases,
+        tick: Tick,
+        settler: Settler,
+        upstreams: Mapping[str, Upstream],
+        clock: Clock,
+        metrics: Metrics,
+        log: Callable[..., None],
+    ) -> None:
+        self.upstreams = upstreams
+        self._leases = leases
+        self._tick = tick
+        self._settler = settler
+        self._clock = clock
+        self._metrics = metrics
+        self._log = log
+        self._numbers = 0
+        self._streams: Counter[str] = Counter()
+        self._refills: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Answers admitted and not ended."""
+        return self._streams.total()
+
+    async def answer(
+        self, call: Call, *, serving: Serving, tenant: Tenant, identity: Identity, route: str, client: Client, size: int
+    ) -> Refused | None:
+        """Answer a sanitised call. A `Refused` was decided before the backend was contacted and nothing was sent."""
+        model = serving.policy.models[call.model]
+        if self._streams[tenant.name] >= tenant.streams_max:
+            message = f"You have {tenant.streams_max} answers open, which is your limit."
+            return Refused(reason=Reason.TOO_MANY_STREAMS, message=message, retry_after_s=1)
+        self._streams[tenant.name] += 1
+        try:
+            session = await self._admit(call, serving=serving, tenant=tenant, identity=identity)
+            if isinstance(session, Refused):
+                return session
+            self._tick.record(
+                Opened(
+                    at_ms=self._now_ms(),
+                    answer=identity.id,
+                    tenant=tenant.name,
+                    model=model.name,
+                    route=route,
+                    seed=identity.seed,
+                    request_bytes=size,
+                ),
+                content=call.upstream_body,
+            )
+            await self._carry(session, model, client)
+        finally:
+            self._streams[tenant.name] -= 1
+        return None
+
+    async def _admit(self, call: Call, *, serving: Serving, tenant: Tenant, identity: Identity) -> Session | Refused:
+        model = serving.policy.models[call.model]
+        release = serving.policy.release
+        ticks_max = 2 * ceil(model.timeouts.total_s / release.tick_s)
+        whole = not call.stream or release.schedule == "whole"
+        least_bits = closing_bits(ticks_max=ticks_max) + BITS_PER_BYTE * release.quantum_bytes
+        if whole:
+            most_bits = max(whole_bits_max(answer_bytes=call.answer_bytes_max, ticks_max=ticks_max), least_bits)
+        else:
+            most_bits = least_bits + BITS_PER_BYTE * FLOW_BLOCK_BYTES
+
+        def accounts() -> tuple[Account, ...]:
+            return serving.accounts.of(model=model.name, tenant=tenant.name, now_s=self._clock.wall_s())
+
+        hold = await self._reserve(accounts(), least_bits=least_bits, most_bits=most_bits)
+        if isinstance(hold, Refused):
+            return hold
+        self._numbers += 1
+        return Session(
+            number=self._numbers,
+            identity=identity,
+            tenant=tenant.name,
+            call=call,
+            answer=Answer(
+                quantum_bytes=release.quantum_bytes,
+                answer_bytes_max=call.answer_bytes_max,
+                tools_declared=call.tools_declared,
+            ),
+            whole=whole,
+            hold=hold,
+            accounts=accounts,
+            opened_tick=self._tick.now,
+            opened_s=self._clock.monotonic_s(),
+            ticks_max=ticks_max,
+            surcharge_bits=choice_bits(len(serving.policy.meters)),
+            changed=self._tick.enlist,
+        )
+
+    async def _reserve(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> Hold | Refused:
+        try:
+            hold = await self._leases.reserve(accounts, least_bits=least_bits, most_bits=most_bits)
+        except LedgerUnavailable as fault:
+            self._metrics.ledger_errors.inc()
+            self._log("ledger unavailable", error=str(fault))
+            message = "The budget cannot be checked right now, so nothing may leave."
+            return Refused(reason=Reason.LEDGER_UNAVAILABLE, message=message, retry_after_s=5)
+        if isinstance(hold, OverLimit):
+            return self._over_budget(accounts, hold)
+        return hold
+
+    def _over_budget(self, accounts: tuple[Account, ...], over: OverLimit) -> Refused:
+        account = next(account for account in accounts if account.id == over.account)
+        whose = "Your" if account.owner == "tenant" else "The model's"
+        if account.expires_s is None:
+            when, retry_after_s = "It does not refill.", RETRY_AFTER_S_MAX
+        else:
+            when = "The body's resets_at says when it refills."
+            retry_after_s = max(1, min(RETRY_AFTER_S_MAX, ceil(account.expires_s - self._clock.wall_s())))
+        return Refused(
+            reason=Reason.OVER_BUDGET,
+            message=f"{whose} egress budget ({account.window.name}) is exhausted. {when}",
+            retry_after_s=retry_after_s,
+            resets_at_s=account.expires_s,
+            account=account,
+        )
+
+    async def _carry(self, session: Session, model: Model, client: Client) -> None:
+        self._metrics.in_flight.labels(model.name).inc()
+        try:
+            # The total deadline holds even against a client that reads one byte at a time.
+            async with asyncio.timeout(model.timeouts.total_s + model.timeouts.connect_s):
+                if session.call.stream:
+                    await self._stream(session, model, client)
+                else:
+                    await self._pump(session, model)
+                    await self._write_all(session, client)
+        except ClientGone:
+            pass  # what was released stays charged; leaving the pump has cancelled the backend's work
+        except TimeoutError:
+            client.abort()
+        finally:
+            self._close(session)
+            self._metrics.in_flight.labels(model.name).dec()
+        if session.ending is not None and not session.ending.outcome.complete and session.call.stream:
+            client.abort()
+
+    async def _stream(self, session: Session, model: Model, client: Client) -> None:
+        pump = asyncio.create_task(self._pump(session, model))
+        pump.add_done_callback(session.pumped)
+        try:
+            await self._write_all(session, client)
+        finally:
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+
+    async def _write_all(self, session: Session, client: Client) -> None:
+        renderer = session.call.renderer
+        begun = False
+        while session.ending is None:
+            release = await session.next()
+            refused = refusal_of(release.ending) if release.ending is not None else None
+            if not begun:
+                self._metrics.first_release.labels(session.call.model).observe(self._age_s(session))
+                if refused is not None and not release.text:
+                    await client.refuse(refused)  # nothing has been said yet, so the status can still say it
+                    return
+                await client.begin(
+                    status=session.call.status, content_type=renderer.content_type, stream=session.call.stream
+                )
+                begun = True
+            await client.write(renderer.release(release), last=release.ending is not None)
+
+    async def _pump(self, session: Session, model: Model) -> None:
+        """Feed the session from the backend until its answer is finished, one way or another."""
+        call, answer = session.call, session.answer
+        try:
+            upstream = self.upstreams[model.name]
+            async with upstream.request(
+                method=call.upstream_method, path=call.upstream_path, body=call.upstream_body
+            ) as response:
+                if response.status not in (200, 202):
+                    await self._rejected(session, response)
+                else:
+                    await self._read(session, response)
+        except UpstreamFailed as fault:
+            self._failed(session, fault.kind)
+            answer.end(Outcome.TIMEOUT if fault.timeout else Outcome.UPSTREAM_ERROR)
+        except Malformed as fault:
+            self._failed(session, "malformed", detail=str(fault))
+            answer.end(Outcome.UPSTREAM_ERROR)
+        session.touch()
+
+    async def _read(self, session: Session, response: UpstreamResponse) -> None:
+        expected = "text/event-stream" if session.call.stream else "application/json"
+        if response.content_type != expected:
+            raise Malformed(f"content type is not {expected}")
+        decoder, answer = session.call.decoder, session.answer
+        while chunk := await response.read():
+            for event in decoder.feed(chunk):
+                answer.add(event)
+            if answer.finished:
+                return
+            session.touch()
+            if answer.pending_bytes > ANSWER_PENDING_BYTES_MAX:
+                await session.room(pending_bytes_max=ANSWER_PENDING_BYTES_MAX)
+        for event in decoder.eof():
+            answer.add(event)
+
+    async def _rejected(self, session: Session, response: UpstreamResponse) -> None:
+        body = b""
+        while len(body) <= REJECTION_BODY_BYTES_MAX and (chunk := await response.read()):
+            body += chunk
+        try:
+            code = msgspec.json.decode(body, type=_RejectionBody).error.code
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            code = None
+        outcome = outcome_of_status(response.status, stateful=session.call.stateful)
+        if outcome is Outcome.UPSTREAM_ERROR:
+            self._failed(session, f"status_{response.status // 100}xx")
+        numbers = (rejection_index(code),) if outcome is Outcome.REJECTED else None
+        session.answer.end(outcome, numbers=numbers)
+
+    def refill(self, session: Session) -> None:
+        """The session's hold needs bits that the purse does not have, or a new window's accounts."""
+        task = asyncio.create_task(self._refill(session))
+        self._refills.add(task)
+        task.add_done_callback(self._refills.discard)
+
+    async def _refill(self, session: Session) -> None:
+        accounts = session.accounts()
+        try:
+            if accounts != session.hold.accounts:
+                await self._renew(session, accounts)
+                return
+            over = await self._leases.refill(accounts, bits=session.shortfall_bits)
+        except LedgerUnavailable as fault:
+            self._metrics.ledger_errors.inc()
+            self._log("ledger unavailable", error=str(fault))
+            session.budget = Budget.SPENT
+        else:
+            session.budget = Budget.SPENT if over is not None else Budget.OPEN
+            if over is not None:
+                session.hold.extend_with_rest()
+        self._tick.enlist(session)
+
+    async def _renew(self, session: Session, accounts: tuple[Account, ...]) -> None:
+        least_bits = closing_bits(ticks_max=session.ticks_max)
+        hold = await self._leases.reserve(
+            accounts, least_bits=least_bits, most_bits=max(least_bits, session.hold.left_bits)
+        )
+        if isinstance(hold, OverLimit):
+            session.fail(ClientGone("the new window's budget is exhausted: not even an ending can be paid for"))
+            return
+        session.renew(hold)
+        session.budget = Budget.OPEN
+        self._tick.enlist(session)
+
+    def _close(self, session: Session) -> None:
+        """Whatever happened, once: the record, the metrics, the unused reservation, the settlement."""
+        outcome = session.ending.outcome if session.ending is not None else None
+        session.hold.close()
+        self._tick.record(
+            Closed(
+                at_ms=self._now_ms(),
+                answer=session.identity.id,
+                outcome=outcome.value if outcome is not None else None,
+                text_bytes=len(session.text),
+                charged_bits=session.charged_bits,
+            )
+        )
+        self._settler.settle(session)
+        self._metrics.ended(session.call.model, session.tenant, outcome)
+        self._metrics.request_duration.labels(session.call.model).observe(self._age_s(session))
+
+    def _failed(self, session: Session, kind: str, **detail: str) -> None:
+        self._metrics.backend_errors.labels(session.call.model, kind).inc()
+        self._log("backend failed", kind=kind, model=session.call.model, answer=session.identity.id, **detail)
+
+    def _age_s(self, session: Session) -> float:
+        return self._clock.monotonic_s() - session.opened_s
+
+    def _now_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)

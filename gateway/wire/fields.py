@@ -1,0 +1,185 @@
+"""Request fields shared by the generation dialects: their types, bounds and sanitised form. Unknown fields are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from gateway.wire.dialect import ModelRules
+from policy.limits import (
+    ANSWER_BYTES_MAX,
+    BYTES_PER_TOKEN_MAX,
+    STEERING_VECTORS_MAX,
+    STOP_STRING_BYTES_MAX,
+    STOP_STRINGS_MAX,
+)
+from policy.refusal import Reason, Refused
+
+Handle = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
+TokensMax = Annotated[int, Meta(ge=1, le=1_000_000)]
+Stop = Annotated[str, Meta(min_length=1, max_length=STOP_STRING_BYTES_MAX)]
+Stops = Annotated[list[Stop], Meta(max_length=STOP_STRINGS_MAX)]
+
+# Fields that clients send and the gateway does not allow, with the reason. Anything else unknown is refused by name.
+REFUSED_FIELDS = {
+    "seed": "the gateway chooses the seed, so that an answer can be checked later",
+    "logprobs": "log-probabilities are not released",
+    "top_logprobs": "log-probabilities are not released",
+    "prompt_logprobs": "log-probabilities are not released",
+    "n": "one answer per request; send several requests",
+    "best_of": "one answer per request",
+    "echo": "the prompt is not repeated",
+    "logit_bias": "it is not supported",
+    "store": "answers are not stored for later retrieval",
+    "service_tier": "there is one tier",
+}
+# Values at which such a field asks for nothing; some clients always send them.
+_HARMLESS = {"n": (1, None), "logprobs": (False, None, 0), "echo": (False, None), "store": (False, None)}
+_DROPPED = ("user", "metadata")  # about the end user; the backend has no need of them
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """OpenAI `stream_options`."""
+
+    include_usage: bool = False
+
+
+class SteeringVector(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One vector of a steering spec, by handle."""
+
+    id: Handle
+    op: str = "add"
+    scale: Annotated[float, Meta(ge=-1e4, le=1e4)] = 1.0
+    layers: Annotated[list[Annotated[int, Meta(ge=0, le=1023)]], Meta(min_length=1, max_length=1024)] | None = None
+
+
+class Steering(Struct, forbid_unknown_fields=True):
+    """The `steering` object of a request."""
+
+    vectors: Annotated[list[SteeringVector], Meta(max_length=STEERING_VECTORS_MAX)]
+
+
+class Sampling(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What chat and text completions have in common. Subclasses add the prompt."""
+
+    model: Annotated[str, Meta(max_length=256)]
+    max_tokens: TokensMax | None = None
+    max_completion_tokens: TokensMax | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    stop: Stop | Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
+    steering: Steering | None = None
+
+
+Request = TypeVar("Request", bound=Sampling)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]{0,80})`(?: - at `([^`]*)`)?")
+_PATH = re.compile(r" - at `\$\.?([^`]*)`")
+
+
+def parse(body: bytes, decoder: msgspec.json.Decoder[Request]) -> Request | Refused:
+    """Decode a request body, or say what is wrong with it in the client's terms."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as fault:
+        return _retry_without_harmless(body, decoder, fault)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        return Refused(reason=Reason.INVALID_JSON, message=f"The request body is not valid JSON: {fault}")
+
+
+def _retry_without_harmless(
+    body: bytes, decoder: msgspec.json.Decoder[Request], fault: msgspec.ValidationError
+) -> Request | Refused:
+    """Drop fields that ask for nothing (`n: 1`) and try again; the slow path of clients that send them."""
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
+        return Refused(reason=Reason.INVALID_JSON, message=f"The request body is not valid JSON: {broken}")
+    if not isinstance(fields, dict):
+        return Refused(reason=Reason.INVALID_REQUEST, message="The request body must be a JSON object.")
+    kept = {name: value for name, value in fields.items() if not _asks_for_nothing(name, value)}
+    if len(kept) < len(fields):
+        return parse(msgspec.json.encode(kept), decoder)
+    return _refusal(fault)
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    return name in _DROPPED or (
+        name in _HARMLESS and any(type(value) is type(idle) and value == idle for idle in _HARMLESS[name])
+    )
+
+
+def _refusal(fault: msgspec.ValidationError) -> Refused:
+    text = str(fault)
+    unknown = _UNKNOWN_FIELD.search(text)
+    if unknown is None:
+        where = _PATH.search(text)
+        param = where.group(1) if where else None
+        message = _PATH.sub("", text)
+        return Refused(
+            reason=Reason.INVALID_REQUEST, message=f"{param or 'The request body'}: {message}.", param=param or None
+        )
+    name, where_in = unknown.group(1), (unknown.group(2) or "").removeprefix("$").removeprefix(".")
+    path = f"{where_in}.{name}" if where_in else name
+    why = (
+        REFUSED_FIELDS.get(name, "it is not on this gateway's list of request fields")
+        if not where_in
+        else "unknown field"
+    )
+    return Refused(reason=Reason.UNSUPPORTED_FIELD, message=f"'{path}' is not supported: {why}.", param=path)
+
+
+def tokens_max(request: Sampling, rules: ModelRules) -> int | Refused:
+    """The token limit sent upstream: the client's, or the policy's default; over the policy's maximum is refused."""
+    asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    if asked is None:
+        return min(rules.tokens_default, rules.tokens_max)
+    if asked > rules.tokens_max:
+        message = f"max_tokens: {asked} is over this model's limit of {rules.tokens_max}."
+        return Refused(reason=Reason.INVALID_REQUEST, message=message, param="max_tokens")
+    return asked
+
+
+def answer_bytes_max(tokens: int) -> int:
+    """How long an answer of so many tokens may be, in bytes. A backend that says more is cut with `length`."""
+    return min(tokens * BYTES_PER_TOKEN_MAX, ANSWER_BYTES_MAX)
+
+
+def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRules, tenant: str) -> dict[str, Any]:
+    """The sampling fields of the upstream body, by construction: only what is named here reaches a backend."""
+    stream = bool(request.stream)
+    fields: dict[str, Any] = {"model": rules.name, "max_tokens": tokens, "seed": seed, "stream": stream}
+    for name in ("temperature", "top_p", "top_k", "stop"):
+        value = getattr(request, name)
+        if value is not None:
+            fields[name] = value
+    if stream and rules.usage:
+        fields["stream_options"] = {"include_usage": True}
+    if rules.token_ids:
+        fields["return_token_ids"] = True
+    if request.steering is not None and request.steering.vectors:
+        fields["steering"] = {"vectors": [_upstream_vector(vector, tenant) for vector in request.steering.vectors]}
+    return fields
+
+
+def upstream_handle(tenant: str, handle: str) -> str:
+    """A tenant's vectors live in a name space of their own: a handle of one tenant means nothing to another."""
+    return f"{hashlib.sha256(tenant.encode()).hexdigest()[:16]}-{handle}"
+
+
+def _upstream_vector(vector: SteeringVector, tenant: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": upstream_handle(tenant, vector.id), "op": vector.op, "scale": vector.scale}
+    if vector.layers is not None:
+        fields["layers"] = vector.layers
+    return fields
