@@ -1,0 +1,93 @@
+"""The peers that the bench knows. A new one is a function from a site to a Peer, and a line in PEERS."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtests.bench.peer import Peer, Target, free_port, module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a run has prepared for its peers."""
+
+    directory: Path  # empty at the start, gone after the run
+    burst_port: int  # upstream that sends a stream at once
+    paced_port: int  # upstream that sends a token every few milliseconds
+    key: str  # the API key of all requests
+
+
+def upstream(name: str, *, port: int, pace_ms: float) -> Peer:
+    """The inference server itself, started like a peer."""
+    target = Target(port=port, key="")
+    return Peer(
+        name=name,
+        burst=target,
+        paced=target,
+        argv=module("loadtests.bench.upstream", "--port", str(port), "--pace-ms", str(pace_ms)),
+        ready_url=f"http://127.0.0.1:{port}/readyz",
+    )
+
+
+def direct(site: Site) -> Peer:
+    """No proxy: what the client and the upstream take themselves."""
+    return Peer(
+        name="direct",
+        burst=Target(port=site.burst_port, key=site.key),
+        paced=Target(port=site.paced_port, key=site.key),
+    )
+
+
+def floor(site: Site) -> Peer:
+    """The no-op aiohttp proxy."""
+    burst_port, paced_port = free_port(), free_port()
+    routes = (f"{burst_port}={site.burst_port}", f"{paced_port}={site.paced_port}")
+    return Peer(
+        name="floor",
+        burst=Target(port=burst_port, key=site.key),
+        paced=Target(port=paced_port, key=site.key),
+        argv=module("loadtests.bench.floor", "--route", routes[0], "--route", routes[1]),
+        ready_url=f"http://127.0.0.1:{burst_port}/readyz",
+    )
+
+
+def gateway(site: Site) -> Peer:
+    """Weir: all of a gateway's work, with a budget so large that it never refuses."""
+    port, admin_port = free_port(), free_port()
+    policy = site.directory / "gateway" / "weir.yaml"
+    return Peer(
+        name="gateway",
+        burst=Target(port=port, key=site.key, model="bench"),
+        paced=Target(port=port, key=site.key, model="bench-paced"),
+        argv=module("gateway", "serve", "--policy", str(policy)),
+        files={policy: gateway_policy(site, port=port, admin_port=admin_port)},
+        ready_url=f"http://127.0.0.1:{admin_port}/readyz",
+    )
+
+
+def gateway_policy(site: Site, *, port: int, admin_port: int) -> str:
+    """Two models, one per upstream; everything else as small as a policy can be."""
+    key_digest = hashlib.sha256(site.key.encode()).hexdigest()
+    return f"""\
+listen: 127.0.0.1:{port}
+admin: 127.0.0.1:{admin_port}
+models:
+  bench:
+    upstream: http://127.0.0.1:{site.burst_port}
+    weights: {{parameters: 70e9}}
+    theft_compression: 1
+    budgets: [{{window: lifetime, fraction: 100%}}]
+  bench-paced:
+    upstream: http://127.0.0.1:{site.paced_port}
+    weights: {{parameters: 70e9}}
+    theft_compression: 1
+    budgets: [{{window: lifetime, fraction: 100%}}]
+tenants:
+  bench: {{keys: ["sha256:{key_digest}"], models: [bench, bench-paced], streams_max: 4096}}
+audit: {{directory: {site.directory}/gateway/audit}}
+ledger: sqlite:{site.directory}/gateway/ledger.db
+"""
+
+
+PEERS: dict[str, Callable[[Site], Peer]] = {"direct": direct, "floor": floor, "gateway": gateway}
