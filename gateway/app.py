@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import secrets
 import signal
 import socket
 from collections.abc import Sequence
@@ -43,7 +42,8 @@ from policy.rules import MemoryLedger as MemoryLedgerRules
 
 LISTEN_BACKLOG = 1024
 REFUSALS_RECORD_S = 10.0  # refusals are summarised: a flood of them must not flood the log
-SEED_BITS = 63  # fits a signed 64-bit field of any engine
+ID_BYTES = 12  # 96 bits: no two answers of one gateway share an id
+SEED_BYTES = 8  # less one bit, to fit a signed 64-bit field of any engine
 
 
 class Gateway:
@@ -263,7 +263,12 @@ class Gateway:
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
     def _identify(self) -> Identity:
-        return Identity(id=secrets.token_hex(12), created_s=int(self.clock.wall_s()), seed=secrets.randbits(SEED_BITS))
+        entropy = os.urandom(ID_BYTES + SEED_BYTES)
+        return Identity(
+            id=entropy[:ID_BYTES].hex(),
+            created_s=int(self.clock.wall_s()),
+            seed=int.from_bytes(entropy[ID_BYTES:]) >> 1,
+        )
 
     def _now_ms(self) -> int:
         return int(self.clock.wall_s() * 1000)

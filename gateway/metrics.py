@@ -8,6 +8,7 @@ from policy.refusal import Reason
 from policy.release import Outcome
 
 TICK_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+SETTLING_CODES = ("zstd",)  # every code but raw
 REQUEST_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -99,26 +100,55 @@ class Metrics:
         )
         for reason in Reason:
             self.refusals.labels(reason.label)
-        self._children: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}
+        self._of: dict[tuple[str, str], AnswerMetrics] = {}
 
-    def charged(self, model: str, tenant: str, bits: int, text_bytes: int) -> None:
-        """One release. Called for every piece, so the labelled children are kept."""
-        children = self._children.get((model, tenant))
-        if children is None:
-            children = (
-                self.charged_bits.labels(model, tenant, "raw"),
-                self.released_text.labels(model, tenant),
-                self.released_bits.labels(model, tenant),
-            )
-            self._children[model, tenant] = children
-        children[0].inc(bits)
-        children[1].inc(text_bytes)
-        children[2].inc(8 * text_bytes)
+    def of(self, model: str, tenant: str) -> AnswerMetrics:
+        """The labelled metrics of one model and tenant, kept: looking labels up again costs more than counting."""
+        found = self._of.get((model, tenant))
+        if found is None:
+            found = self._of[model, tenant] = AnswerMetrics(self, model, tenant)
+        return found
 
     def refused(self) -> dict[str, int]:
         """Refusals so far, by reason."""
         return {reason.label: int(self.refusals.labels(reason.label)._value.get()) for reason in Reason}  # noqa: SLF001
 
-    def ended(self, model: str, tenant: str, outcome: Outcome | None) -> None:
+
+class AnswerMetrics:
+    """What is counted for the answers of one model to one tenant."""
+
+    __slots__ = (
+        "_outcomes",
+        "duration",
+        "first_release",
+        "in_flight",
+        "raw_bits",
+        "refunded_bits",
+        "released_bits",
+        "released_text",
+        "settled_bits",
+    )
+
+    def __init__(self, metrics: Metrics, model: str, tenant: str) -> None:
+        self.raw_bits = metrics.charged_bits.labels(model, tenant, "raw")
+        self.released_text = metrics.released_text.labels(model, tenant)
+        self.released_bits = metrics.released_bits.labels(model, tenant)
+        self.in_flight = metrics.in_flight.labels(model)
+        self.duration = metrics.request_duration.labels(model)
+        self.first_release = metrics.first_release.labels(model)
+        self.settled_bits = {code: metrics.charged_bits.labels(model, tenant, code) for code in SETTLING_CODES}
+        self.refunded_bits = {code: metrics.refunded_bits.labels(model, tenant, code) for code in SETTLING_CODES}
+        self._outcomes = {
+            outcome: metrics.requests.labels(model, tenant, outcome.value if outcome is not None else "client_gone")
+            for outcome in (*Outcome, None)
+        }
+
+    def released(self, *, bits: int, text_bytes: int) -> None:
+        """One release left."""
+        self.raw_bits.inc(bits)
+        self.released_text.inc(text_bytes)
+        self.released_bits.inc(8 * text_bytes)
+
+    def ended(self, outcome: Outcome | None) -> None:
         """One answer is over; `outcome` is None if the client went away."""
-        self.requests.labels(model, tenant, outcome.value if outcome is not None else "client_gone").inc()
+        self._outcomes[outcome].inc()

@@ -134,6 +134,7 @@ class Relay:
             number=self._numbers,
             identity=identity,
             tenant=tenant.name,
+            metrics=self._metrics.of(model.name, tenant.name),
             call=call,
             answer=Answer(
                 quantum_bytes=release.quantum_bytes,
@@ -179,7 +180,7 @@ class Relay:
         )
 
     async def _carry(self, session: Session, model: Model, client: Client) -> None:
-        self._metrics.in_flight.labels(model.name).inc()
+        session.metrics.in_flight.inc()
         try:
             # The total deadline holds even against a client that reads one byte at a time.
             async with asyncio.timeout(model.timeouts.total_s + model.timeouts.connect_s):
@@ -194,7 +195,7 @@ class Relay:
             client.abort()
         finally:
             self._close(session)
-            self._metrics.in_flight.labels(model.name).dec()
+            session.metrics.in_flight.dec()
         if session.ending is not None and not session.ending.outcome.complete and session.call.stream:
             client.abort()
 
@@ -215,7 +216,7 @@ class Relay:
             release = await session.next()
             refused = refusal_of(release.ending) if release.ending is not None else None
             if not begun:
-                self._metrics.first_release.labels(session.call.model).observe(self._age_s(session))
+                session.metrics.first_release.observe(self._age_s(session))
                 if refused is not None and not release.text:
                     await client.refuse(refused)  # nothing has been said yet, so the status can still say it
                     return
@@ -324,8 +325,8 @@ class Relay:
             )
         )
         self._settler.settle(session)
-        self._metrics.ended(session.call.model, session.tenant, outcome)
-        self._metrics.request_duration.labels(session.call.model).observe(self._age_s(session))
+        session.metrics.ended(outcome)
+        session.metrics.duration.observe(self._age_s(session))
 
     def _failed(self, session: Session, kind: str, **detail: str) -> None:
         self._metrics.backend_errors.labels(session.call.model, kind).inc()

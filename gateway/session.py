@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum
 
+from gateway.metrics import AnswerMetrics
 from gateway.record import Released
 from gateway.wire.dialect import Call, Identity
 from policy.budget import Account, Hold
@@ -40,6 +41,7 @@ class Session:
         number: int,
         identity: Identity,
         tenant: str,
+        metrics: AnswerMetrics,
         call: Call,
         answer: Answer,
         whole: bool,
@@ -54,6 +56,7 @@ class Session:
         self.number = number
         self.identity = identity
         self.tenant = tenant
+        self.metrics = metrics
         self.call = call
         self.answer = answer
         self.hold = hold

@@ -68,7 +68,6 @@ class Settler:
                 refunded_bits=refund_bits,
             )
         )
-        model, tenant = session.call.model, session.tenant
         if code != "raw":
-            self._metrics.charged_bits.labels(model, tenant, code).inc(session.charged_bits - refund_bits)
-            self._metrics.refunded_bits.labels(model, tenant, code).inc(refund_bits)
+            session.metrics.settled_bits[code].inc(session.charged_bits - refund_bits)
+            session.metrics.refunded_bits[code].inc(refund_bits)

@@ -83,7 +83,7 @@ class Tick:
             if charged is not None:
                 release, leaf = charged
                 self._entries.append(Entry(leaf, release.text.encode()))
-                self._metrics.charged(session.call.model, session.tenant, leaf.charged_bits, leaf.text_bytes)
+                session.metrics.released(bits=leaf.charged_bits, text_bytes=leaf.text_bytes)
                 releases.append((session, release))
             elif session.budget is Budget.SHORT:
                 self._short(session)

@@ -7,7 +7,8 @@ call order, their arguments as canonical JSON. Two backends that say the same th
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_CALLS_MAX
 from policy.release import Ending, Outcome, Release, ToolCall, Usage
@@ -17,15 +18,13 @@ class Malformed(ValueError):
     """The backend said something that no type of `policy.release` holds. The message is for the log, not for clients."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(Struct, frozen=True):
     """More text of the answer."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+class ToolCallDelta(Struct, frozen=True):
     """Part of the tool call at `index`: its name, once, and a fragment of its arguments."""
 
     index: int
@@ -33,29 +32,25 @@ class ToolCallDelta:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """The backend says that the answer is over. An unknown reason was already read as `stop` by the codec."""
 
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class UsageReport:
+class UsageReport(Struct, frozen=True):
     """The backend's token counts."""
 
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+class Numbers(Struct, frozen=True):
     """A row of non-negative fixed-point statistics (steering)."""
 
     values: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenIds:
+class TokenIds(Struct, frozen=True):
     """The sampled ids, for the sealed record only. They never leave."""
 
     ids: tuple[int, ...]

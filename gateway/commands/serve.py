@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from gateway import log
 from gateway.commands.check import MISTAKES
 from gateway.config import ConfigError, load
 
+GC_THRESHOLDS = (20_000, 20, 50)  # an answer makes a few hundred objects, nearly all freed by reference counts
 AUDIT_FAILED = 74  # EX_IOERR of sysexits.h
 
 _DESCRIPTION = """\
@@ -48,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def serve() -> None:
         from gateway.app import Gateway
+
+        gc.freeze()  # what start-up made stays: it need not be looked at again and again
+        gc.set_threshold(*GC_THRESHOLDS)
 
         await Gateway(path=path, config=config).run()
 

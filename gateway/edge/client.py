@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import formatdate
+from functools import lru_cache
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
@@ -21,10 +22,10 @@ COMPRESS_BYTES_MIN = 512  # below it a coding's own header eats what it saves
 class HttpClient:
     """One request's way back. `response` is what the aiohttp handler must return in the end."""
 
-    def __init__(self, request: BaseRequest, *, answer: str, now_s: float, metrics: Metrics) -> None:
+    def __init__(self, request: BaseRequest, *, answer: str, now_s: int, metrics: Metrics) -> None:
         self.response: web.StreamResponse | None = None
         self._request = request
-        self._headers = {"Date": formatdate(int(now_s), usegmt=True), "Server": "weir", "X-Request-Id": answer}
+        self._headers = {"Date": http_date(now_s), "Server": "weir", "X-Request-Id": answer}
         self._metrics = metrics
         self._encoder = negotiate(request.headers.get("Accept-Encoding"))
         self._status = 200
@@ -78,6 +79,12 @@ class HttpClient:
             self._headers |= {"Content-Encoding": self._encoder.coding, "Vary": "Accept-Encoding"}
         self._metrics.sent_wire.inc(len(data))
         return web.Response(status=self._status, body=data, headers=self._headers)
+
+
+@lru_cache(maxsize=4)
+def http_date(now_s: int) -> str:
+    """RFC 9110, section 5.6.7. Many answers share a second."""
+    return formatdate(now_s, usegmt=True)
 
 
 def refusal_headers(refused: Refused) -> dict[str, str]:

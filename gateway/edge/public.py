@@ -10,14 +10,13 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from email.utils import formatdate
 
 import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
-from gateway.edge.client import HttpClient, refusal_headers
+from gateway.edge.client import HttpClient, http_date, refusal_headers
 from gateway.metrics import Metrics
 from gateway.ports import Clock
 from gateway.relay import Relay
@@ -183,7 +182,7 @@ class PublicServer:
         return web.Response(body=body, headers={**self._own_headers(), "Content-Type": JSON})
 
     def _own_headers(self) -> dict[str, str]:
-        return {"Date": formatdate(int(self._clock.wall_s()), usegmt=True), "Server": "weir"}
+        return {"Date": http_date(int(self._clock.wall_s())), "Server": "weir"}
 
 
 async def _body(request: BaseRequest) -> bytes | Refused:
@@ -193,6 +192,8 @@ async def _body(request: BaseRequest) -> bytes | Refused:
         message = f"Send the body as Content-Type: {JSON}."
         return Refused(reason=Reason.WRONG_CONTENT_TYPE, message=message)
     try:
+        if request.content.is_eof():  # it came with the headers, as nearly every body does
+            return await request.read()
         async with asyncio.timeout(REQUEST_BODY_S_MAX):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

@@ -7,6 +7,7 @@ four magic bytes are the same in every frame and carry nothing. Only the *decode
 from __future__ import annotations
 
 import hashlib
+import threading
 from importlib.resources import files
 
 from backports.zstd import CompressionParameter, ZstdCompressor, ZstdDict
@@ -25,18 +26,20 @@ class ZstdMeter:
     def __init__(self, dictionary: bytes | None = None) -> None:
         data = dictionary if dictionary is not None else shipped_dictionary()
         self.digest = hashlib.sha256(data).hexdigest()
-        self._dictionary = ZstdDict(data).as_digested_dict
-        self._options: dict[int, int] = {
+        options: dict[int, int] = {
             CompressionParameter.compression_level: LEVEL,
             CompressionParameter.content_size_flag: 0,
             CompressionParameter.checksum_flag: 0,
             CompressionParameter.dict_id_flag: 0,
         }
+        # One compressor for all texts: making one costs more than compressing an answer. Each frame stands for itself.
+        self._compressor = ZstdCompressor(options=options, zstd_dict=ZstdDict(data).as_digested_dict)
+        self._busy = threading.Lock()  # long texts are settled in a thread
 
     def text_bits(self, text: bytes) -> int:
         """See `Meter.text_bits`."""
-        compressor = ZstdCompressor(options=self._options, zstd_dict=self._dictionary)
-        frame = compressor.compress(text, mode=ZstdCompressor.FLUSH_FRAME)
+        with self._busy:
+            frame = self._compressor.compress(text, mode=ZstdCompressor.FLUSH_FRAME)
         return BITS_PER_BYTE * (len(frame) - MAGIC_BYTES)
 
 

@@ -126,14 +126,36 @@ class StreamDecoder:
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Events of the chunk's complete SSE events. Raises `Malformed` after those before the fault, however split."""
+        texts: list[
+            str
+        ] = []  # an engine sends an event a token: those that are text alone are joined before they go on
+        try:
+            for body in self._bodies(chunk):
+                text = _only_text(body)
+                if text is not None:
+                    texts.append(text)
+                    continue
+                if texts:
+                    yield TextDelta("".join(texts))
+                    texts.clear()
+                yield from _read(body, self._closing, usage=self._usage)
+        except Malformed:
+            if texts:
+                yield TextDelta("".join(texts))
+            raise
+        if texts:
+            yield TextDelta("".join(texts))
+        if self._done:
+            yield from self._closing.events()
+
+    def _bodies(self, chunk: bytes) -> Iterator[Body]:
+        if self._done:
+            return
         for data in self._parser.feed(chunk[: self._room_bytes]):
-            if self._done:
-                return
             if data == b"[DONE]":
                 self._done = True
-                yield from self._closing.events()
-            else:
-                yield from _read(_decode(data), self._closing, usage=self._usage)
+                return
+            yield _decode(data)
         self._room_bytes -= len(chunk)
         if self._room_bytes < 0:
             raise Malformed(f"answer over {ANSWER_WIRE_BYTES_MAX} bytes on the wire")
@@ -173,6 +195,18 @@ def _decode(data: bytes) -> Body:
         return _BODY.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise Malformed(f"not the JSON of an answer: {type(fault).__name__}") from fault
+
+
+def _only_text(body: Body) -> str | None:
+    """The text of a chunk that says nothing else, as nearly all do; None for any other."""
+    if len(body.choices) != 1 or body.usage is not None or body.steering is not None or body.error is not None:
+        return None
+    choice = body.choices[0]
+    if choice.index != 0 or choice.finish_reason is not None or choice.token_ids is not None:
+        return None
+    if choice.delta is not None:
+        return choice.delta.content if choice.text is None and choice.delta.tool_calls is None else None
+    return choice.text
 
 
 def _read(body: Body, closing: _Closing, *, usage: bool) -> Iterator[Event]:

@@ -26,8 +26,9 @@ class EventParser:
             chunk = self._normalise(chunk)
         *blocks, self._buffer = (self._buffer + chunk).split(b"\n\n")
         for block in blocks:
-            data = _data_of(block)
-            if data is not None:
+            if block.startswith(b"data: ") and b"\n" not in block and len(block) <= EVENT_BYTES_MAX:
+                yield block[6:]  # nearly every event of every engine
+            elif (data := _data_of(block)) is not None:
                 yield data
         if len(self._buffer) > EVENT_BYTES_MAX:
             raise Malformed(f"event over {EVENT_BYTES_MAX} bytes")
@@ -45,8 +46,6 @@ class EventParser:
 def _data_of(block: bytes) -> bytes | None:
     if len(block) > EVENT_BYTES_MAX:
         raise Malformed(f"event over {EVENT_BYTES_MAX} bytes")
-    if block.startswith(b"data: ") and b"\n" not in block:  # nearly every event of every engine
-        return block[6:]
     lines = [
         line[5:].removeprefix(b" ") if line.startswith(b"data:") else b""
         for line in block.split(b"\n")
