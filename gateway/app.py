@@ -27,7 +27,7 @@ from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics
-from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, Meter
+from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
 from gateway.record import PolicyLoaded, Refusals, Started, Stopped
 from gateway.relay import Relay
 from gateway.serving import serving
@@ -41,7 +41,7 @@ from policy.rules import Address, Policy, TcpAddress
 from policy.rules import MemoryLedger as MemoryLedgerRules
 
 LISTEN_BACKLOG = 1024
-REFUSALS_RECORD_S = 10.0  # refusals are summarised: a flood of them must not flood the log
+HOUSEKEEPING_S = 10.0  # refusals are summarised: a flood of them must not flood the log
 ID_BYTES = 12  # 96 bits: no two answers of one gateway share an id
 SEED_BYTES = 8  # less one bit, to fit a signed 64-bit field of any engine
 
@@ -71,7 +71,7 @@ class Gateway:
             tick_s=policy.release.tick_s,
             short=self._refill,
         )
-        self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record)
+        self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush)
         meters = _meters(policy)
         self.settler = Settler(meters=meters, clock=self.clock, metrics=self.metrics, record=self.tick.record)
         self.relay = Relay(
@@ -89,6 +89,7 @@ class Gateway:
         self.admin_port = 0
         self._started_s = int(self.clock.wall_s())
         self._stop = asyncio.Event()
+        self._retired: list[Upstream] = []
         self.status = Status(
             serving=lambda: self.serving,
             leases=self.leases,
@@ -183,6 +184,7 @@ class Gateway:
                 upstreams[model.name] = before.pop(model.name)
             else:
                 upstreams[model.name] = HttpUpstream(address=model.upstream, timeouts=model.timeouts)
+        self._retired += before.values()  # they may have answers open; closed with the process
         self.relay.upstreams = upstreams
 
     async def _listen(self) -> Sequence[web.BaseSite]:
@@ -195,7 +197,7 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.tick.run())
             tasks.create_task(self.settler.run())
-            tasks.create_task(self._record_refusals())
+            tasks.create_task(self._keep_house())
 
     async def _drain(self, sites: Sequence[web.BaseSite], core: asyncio.Task[None]) -> None:
         """Refuse new answers, let open ones finish, give the leases back, close the log."""
@@ -216,17 +218,19 @@ class Gateway:
         self.tick.record(Stopped(at_ms=self._now_ms()))
         await self.tick.flush()
         await admin._runner.cleanup()  # noqa: SLF001
-        for upstream in self.relay.upstreams.values():
+        for upstream in (*self.relay.upstreams.values(), *self._retired):
             assert isinstance(upstream, HttpUpstream)
             await upstream.close()
         await self.ledger.close()
         await self._audit.close()
         log.event("stopped")
 
-    async def _record_refusals(self) -> None:
+    async def _keep_house(self) -> None:
         before: dict[str, int] = {}
         while True:
-            await asyncio.sleep(REFUSALS_RECORD_S)
+            await asyncio.sleep(HOUSEKEEPING_S)
+            with suppress(LedgerUnavailable):  # readiness says so already; the leases keep
+                await self.leases.tidy()
             now = self.metrics.refused()
             counts = {reason: count - before.get(reason, 0) for reason, count in now.items()}
             before = now

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from gateway.ports import AccountLimit, Clock, Granted, Ledger, OverLimit, Wanted
 from gateway.record import Leaf, LeaseClosed, LeaseGranted
@@ -19,13 +20,22 @@ from policy.limits import LEASE_PARTS
 class Leases:
     """The leases of one process. Methods raise `LedgerUnavailable` when the store does."""
 
-    def __init__(self, *, ledger: Ledger, clock: Clock, record: Callable[[Leaf], None]) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        clock: Clock,
+        record: Callable[[Leaf], None],
+        flush: Callable[[], Awaitable[None]],
+    ) -> None:
         self.purse = Purse()
         self._ledger = ledger
         self._clock = clock
         self._record = record
+        self._flush = flush
         self._holder = secrets.token_hex(16)
         self._open: dict[str, Mapping[str, int]] = {}
+        self._granted_bits: Counter[str] = Counter()  # by account, over the open leases
         self._registered: dict[str, int] = {}
         self._refilling = asyncio.Lock()  # one grant at a time: those who wait behind it find the purse filled
 
@@ -59,15 +69,45 @@ class Leases:
         async with self._refilling:
             return await self._refill(accounts, least_bits=bits, most_bits=bits)
 
+    async def tidy(self) -> None:
+        """Close the leases that are used up, with nothing returned: what is left in the purse fits into younger ones."""
+        used_up = []
+        for lease, granted in self._open.items():
+            if not all(self._spare_bits(account) >= bits for account, bits in granted.items()):
+                break
+            for account, bits in granted.items():
+                self._granted_bits[account] -= bits
+            used_up.append(lease)
+        for lease in used_up:
+            del self._open[lease]
+        await asyncio.gather(
+            *(self._ledger.close_lease(lease=lease, holder=self._holder, returned={}) for lease in used_up)
+        )
+
+    def _spare_bits(self, account: str) -> int:
+        """How much of what open leases brought has left for good."""
+        kept_bits = self.purse.balance_bits(account) + self.purse.reserved_bits(account)
+        return self._granted_bits[account] - kept_bits
+
     async def close(self) -> None:
         """Give back what is left of every lease. Only when nothing can leave any more."""
-        for lease, granted in list(self._open.items()):
-            returned = {account: min(bits, self.purse.balance_bits(account)) for account, bits in granted.items()}
-            for account, bits in returned.items():
-                self.purse.debit(account, bits)
-            self._record(LeaseClosed(at_ms=self._now_ms(), lease=lease, returned=returned))
-            await self._ledger.close_lease(lease=lease, holder=self._holder, returned=returned)
-            del self._open[lease]
+        await self.tidy()
+        returns = {lease: self._return(lease, granted) for lease, granted in self._open.items()}
+        await self._flush()  # what the log does not know as returned must not be returned
+        await asyncio.gather(
+            *(
+                self._ledger.close_lease(lease=lease, holder=self._holder, returned=returned)
+                for lease, returned in returns.items()
+            )
+        )
+        self._open.clear()
+
+    def _return(self, lease: str, granted: Mapping[str, int]) -> Mapping[str, int]:
+        returned = {account: min(bits, self.purse.balance_bits(account)) for account, bits in granted.items()}
+        for account, bits in returned.items():
+            self.purse.debit(account, bits)
+        self._record(LeaseClosed(at_ms=self._now_ms(), lease=lease, returned=returned))
+        return returned
 
     async def _refill(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> OverLimit | None:
         missing = self.purse.missing(accounts, most_bits)
@@ -91,6 +131,7 @@ class Leases:
         if isinstance(answer, Granted):
             for account, bits in answer.bits.items():
                 self.purse.credit(account, bits)
+                self._granted_bits[account] += bits
             self._open[answer.lease] = answer.bits
             self._record(LeaseGranted(at_ms=self._now_ms(), lease=answer.lease, bits=dict(answer.bits)))
         return answer

@@ -90,6 +90,7 @@ class Relay:
         if self._streams[tenant.name] >= tenant.streams_max:
             message = f"You have {tenant.streams_max} answers open, which is your limit."
             return Refused(reason=Reason.TOO_MANY_STREAMS, message=message, retry_after_s=1)
+        upstream = self.upstreams[model.name]
         self._streams[tenant.name] += 1
         try:
             session = await self._admit(call, serving=serving, tenant=tenant, identity=identity)
@@ -107,7 +108,7 @@ class Relay:
                 ),
                 content=call.upstream_body,
             )
-            await self._carry(session, model, client)
+            await self._carry(session, model, upstream, client)
         finally:
             self._streams[tenant.name] -= 1
         return None
@@ -179,15 +180,15 @@ class Relay:
             account=account,
         )
 
-    async def _carry(self, session: Session, model: Model, client: Client) -> None:
+    async def _carry(self, session: Session, model: Model, upstream: Upstream, client: Client) -> None:
         session.metrics.in_flight.inc()
         try:
             # The total deadline holds even against a client that reads one byte at a time.
             async with asyncio.timeout(model.timeouts.total_s + model.timeouts.connect_s):
                 if session.call.stream:
-                    await self._stream(session, model, client)
+                    await self._stream(session, upstream, client)
                 else:
-                    await self._pump(session, model)
+                    await self._pump(session, upstream)
                     await self._write_all(session, client)
         except ClientGone:
             pass  # what was released stays charged; leaving the pump has cancelled the backend's work
@@ -199,8 +200,8 @@ class Relay:
         if session.ending is not None and not session.ending.outcome.complete and session.call.stream:
             client.abort()
 
-    async def _stream(self, session: Session, model: Model, client: Client) -> None:
-        pump = asyncio.create_task(self._pump(session, model))
+    async def _stream(self, session: Session, upstream: Upstream, client: Client) -> None:
+        pump = asyncio.create_task(self._pump(session, upstream))
         pump.add_done_callback(session.pumped)
         try:
             await self._write_all(session, client)
@@ -226,11 +227,10 @@ class Relay:
                 begun = True
             await client.write(renderer.release(release), last=release.ending is not None)
 
-    async def _pump(self, session: Session, model: Model) -> None:
+    async def _pump(self, session: Session, upstream: Upstream) -> None:
         """Feed the session from the backend until its answer is finished, one way or another."""
         call, answer = session.call, session.answer
         try:
-            upstream = self.upstreams[model.name]
             async with upstream.request(
                 method=call.upstream_method, path=call.upstream_path, body=call.upstream_body
             ) as response:

@@ -90,7 +90,7 @@ class Tick:
         return releases
 
     async def flush(self) -> None:
-        """Put on the record whatever is still waiting. Called once, after `run` has been cancelled."""
+        """Put on the record whatever is still waiting. Only when `run` has ended: one writer keeps the order."""
         entries, self._entries = self._entries, []
         if entries:
             await self._audit.append(entries)

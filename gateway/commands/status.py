@@ -18,12 +18,13 @@ from gateway.commands.check import bytes_text
 
 REQUEST_S_MAX = 5.0
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
+SHARE_YELLOW, SHARE_RED = 0.7, 0.9
 DEFAULT_ADMIN = "http://127.0.0.1:9090"
 
 _DESCRIPTION = """\
 Show the budgets of a running gateway: for each account its limit, what left (used), what is held for open answers
-(reserved), what this gateway has been granted and not used (leased), the rate, and for models the days to theft that the
-caps guarantee. Without --once the table follows the gateway until Ctrl-C."""
+(reserved), the rate, and for models the days to theft that the caps guarantee. Without --once the table follows the
+gateway until Ctrl-C. --json also has what this gateway has been granted by the ledger and has not used (leased)."""
 
 
 def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,10 +85,10 @@ def _reason(fault: Exception) -> str:
 def _table(snapshot: dict[str, Any], before: dict[str, Any] | None) -> Table:
     days = {model["name"]: model["days_to_theft"] for model in snapshot["models"]}
     table = Table(title=f"{snapshot['answers_in_flight']} answers in flight, policy {snapshot['policy'][:16]}")
-    for heading in ("account", "window"):
-        table.add_column(heading)
-    for heading in ("limit", "used", "", "reserved", "leased", "rate", "days to theft"):
-        table.add_column(heading, justify="right")
+    table.add_column("account", overflow="fold")
+    table.add_column("window", no_wrap=True)
+    for heading in ("limit", "used", "", "reserved", "rate", "days to theft"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for account in snapshot["accounts"]:
         share = account["used_bits"] / account["limit_bits"] if account["limit_bits"] else 1.0
         is_model = account["owner"] == "model"
@@ -99,10 +100,9 @@ def _table(snapshot: dict[str, Any], before: dict[str, Any] | None) -> Table:
             bytes_text(account["used_bits"]),
             f"{share:.1%}",
             bytes_text(account["reserved_bits"]),
-            bytes_text(account["leased_bits"]),
             _rate(account, snapshot, before),
             ("never" if to_theft is None else f"{to_theft:,.1f}") if is_model else "",
-            style="red" if share > 0.9 else "yellow" if share > 0.7 else None,
+            style="red" if share > SHARE_RED else "yellow" if share > SHARE_YELLOW else None,
         )
     return table
 

@@ -16,6 +16,7 @@ from gateway.wire.errors import error_body
 from policy.limits import CLIENT_WRITE_S_MAX
 from policy.refusal import Reason, Refused
 
+_BODY_UNREAD = frozenset({Reason.REQUEST_TOO_LARGE, Reason.REQUEST_TIMEOUT, Reason.WRONG_CONTENT_TYPE})
 COMPRESS_BYTES_MIN = 512  # below it a coding's own header eats what it saves
 
 
@@ -67,6 +68,8 @@ class HttpClient:
         self._headers |= refusal_headers(refused)
         self._status = refused.reason.value.status
         self.response = self._whole(error_body(refused))
+        if refused.reason in _BODY_UNREAD:
+            self.response.force_close()  # the rest of the body is still on its way; nothing after it can be trusted
 
     def abort(self) -> None:
         """See `Client.abort`."""

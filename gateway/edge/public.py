@@ -191,6 +191,9 @@ async def _body(request: BaseRequest) -> bytes | Refused:
     if request.content_type != JSON:
         message = f"Send the body as Content-Type: {JSON}."
         return Refused(reason=Reason.WRONG_CONTENT_TYPE, message=message)
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the interim response is not the beginning of the final one
     try:
         if request.content.is_eof():  # it came with the headers, as nearly every body does
             return await request.read()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -55,7 +55,7 @@ class SteeringVector(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One vector of a steering spec, by handle."""
 
     id: Handle
-    op: str = "add"
+    op: Literal["add"] = "add"
     scale: Annotated[float, Meta(ge=-1e4, le=1e4)] = 1.0
     layers: Annotated[list[Annotated[int, Meta(ge=0, le=1023)]], Meta(min_length=1, max_length=1024)] | None = None
 
