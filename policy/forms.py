@@ -30,6 +30,7 @@ STREAMS_MAX = 10_000  # of one tenant; a gateway's sockets end near here
 PATH_CHARACTERS_MAX = 4096  # PATH_MAX of Linux
 TIMEOUT_S_MAX = 86_400  # a connection that waits a day is a leak
 TICK_S_MIN, TICK_S_MAX = Fraction(5, 1000), Fraction(1)  # fdatasync takes milliseconds; readers notice a second
+QUANTUM_BYTES_MIN = 8  # how far a piece is rounded down to whole characters is not coded; from 5 bytes on, UTF-8 pays for it
 QUANTUM_BYTES_MAX = 1024  # more would stall ordinary answers between quanta
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -110,8 +111,8 @@ def _tick_s(text: str) -> float:
 
 def _quantum_bytes(text: str) -> int:
     count = quantity.byte_count(text)
-    if count > QUANTUM_BYTES_MAX:
-        raise ValueError(f"{quoted(text)} must be at most {QUANTUM_BYTES_MAX}B")
+    if not QUANTUM_BYTES_MIN <= count <= QUANTUM_BYTES_MAX:
+        raise ValueError(f"{quoted(text)} must be from {QUANTUM_BYTES_MIN}B to {QUANTUM_BYTES_MAX}B")
     return count
 
 
