@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Bring everything up, wait for a signal, take everything down; returns the exit status."""
     console = Console(highlight=False)
     state: Path = arguments.state
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal is a way to say stop
+        signal.signal(number, _interrupt)
     try:
         state.mkdir(parents=True, exist_ok=True)
         model = state / "models" / MODEL
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             while True:
                 signal.pause()
     except KeyboardInterrupt:
-        console.print("Stopped. Start again with the same command: budgets, keys and the model are kept.")
+        console.print("Stopped. Budgets, keys and the model are kept for the next start.")
         return 0
     except ConfigError as mistakes:
         sys.stderr.write(f"{mistakes}\nCorrect the file, or delete it to have the demonstration's policy made again.\n")
@@ -107,8 +108,7 @@ def running(state: Path, model: Path, config: Config) -> Iterator[None]:
         _wait_ready(children, f"{_admin_url(config)}/readyz", state)
         yield
     finally:
-        for name in reversed(children):
-            _stop(children[name])
+        _stop_all(list(reversed(children.values())))
 
 
 def inference(*arguments: str) -> list[str]:
@@ -162,6 +162,19 @@ def _wait_ready(children: dict[str, subprocess.Popen[bytes]], url: str, state: P
             pass
         time.sleep(POLL_S)
     raise UpFailed(f"Not ready after {READY_S_MAX:.0f} s.\n{_log_end(state / 'gateway.log')}")
+
+
+def _stop_all(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """In order, each after the one before. A second Ctrl-C must not leave one behind: it only stops the waiting."""
+
+    def kill(_signal: int, _frame: FrameType | None) -> None:
+        for child in children:
+            child.kill()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, kill)
+    for child in children:
+        _stop(child)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
