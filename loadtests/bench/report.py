@@ -6,13 +6,15 @@ from statistics import median
 
 from loadtests.bench.answer import TOKENS
 from loadtests.bench.measure import Sample
-from loadtests.bench.scenario import BURST, JSON, JSON_ALONE, PACED, Scenario
+from loadtests.bench.scenario import BURST, JSON, JSON_ALONE, JSON_MANY, PACED, Scenario
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOTHING = "–"
 COLUMNS = (
     "peer",
     "CPU µs / JSON",
+    "× floor",
+    "CPU µs / JSON c=64",
     "× floor",
     "CPU µs / stream of 200",
     "× floor",
@@ -51,6 +53,8 @@ class Row:
     peer: str
     json_cpu_us: Spread | None
     json_ratio: Spread | None
+    json_many_cpu_us: Spread | None
+    json_many_ratio: Spread | None
     stream_cpu_us: Spread | None
     stream_ratio: Spread | None
     chunk_cpu_us: Spread | None
@@ -67,6 +71,8 @@ class Row:
         numbers = (
             (self.json_cpu_us, 0),
             (self.json_ratio, 2),
+            (self.json_many_cpu_us, 0),
+            (self.json_many_ratio, 2),
             (self.stream_cpu_us, 0),
             (self.stream_ratio, 2),
             (self.chunk_cpu_us, 1),
@@ -107,6 +113,8 @@ def row(peer: str, samples: Sequence[Sample]) -> Row:
         peer=peer,
         json_cpu_us=spread(JSON, cpu_us),
         json_ratio=paired(JSON, "floor", cpu_us, quotient),
+        json_many_cpu_us=spread(JSON_MANY, cpu_us),
+        json_many_ratio=paired(JSON_MANY, "floor", cpu_us, quotient),
         stream_cpu_us=spread(BURST, cpu_us),
         stream_ratio=paired(BURST, "floor", cpu_us, quotient),
         chunk_cpu_us=spread(PACED, lambda s: s.cpu_us / TOKENS if s.cpu_us is not None else None),

@@ -1,4 +1,4 @@
-"""The four kinds of load, as a table."""
+"""The five kinds of load, as a table."""
 
 import json
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ class Scenario:
 
 JSON_ALONE = Scenario(name="json c=1", streaming=False, paced=False, connections=1, share=0.25, warmups=20)
 JSON = Scenario(name="json c=16", streaming=False, paced=False, connections=16, share=1.0, warmups=5)
+JSON_MANY = Scenario(name="json c=64", streaming=False, paced=False, connections=64, share=2.0, warmups=5)
 BURST = Scenario(name="burst stream c=4", streaming=True, paced=False, connections=4, share=0.2, warmups=3)
 PACED = Scenario(name="paced stream c=32", streaming=True, paced=True, connections=32, share=0.016, warmups=1)
-SCENARIOS = (JSON_ALONE, JSON, BURST, PACED)
+SCENARIOS = (JSON_ALONE, JSON, JSON_MANY, BURST, PACED)
 
 
 def plan_of(scenario: Scenario, peer: Peer, *, requests: int, seconds: float) -> Plan:
