@@ -13,10 +13,16 @@ from policy.release import Ending, Outcome
 REJECTIONS: tuple[tuple[str, str], ...] = (
     ("rejected_by_model_server", "The model server rejected this request."),
     ("context_length_exceeded", "The prompt and max_tokens together exceed the model's context length."),
-    ("unknown_vector", "A steering vector id in this request does not exist; POST /v1/steering/extract makes one."),
+    ("kv_memory_exceeded", "The prompt and max_tokens together exceed the model server's memory for one request."),
+    ("empty_prompt", "The prompt is empty."),
+    ("text_too_long", "A contrast text is longer than the model's context length."),
+    ("unknown_vector", "A steering vector id does not exist; POST /v1/steering/extract makes one."),
+    ("unknown_op", "The steering operation is not one that this model server knows."),
+    ("bad_scale", "A steering scale is out of range."),
+    ("bad_layers", "A steering layer does not exist in this model."),
+    ("bad_layer", "The layer to extract at does not exist in this model."),
     ("wrong_dimension", "A steering vector's dimension is not the model's residual width."),
-    ("invalid_steering", "The steering spec is not valid for this model: check op, scale and layers."),
-    ("overloaded", "The model server is at its limit. Try again later."),
+    ("wrong_model", "A steering vector was made for another model."),
 )
 
 _REJECTING = frozenset(

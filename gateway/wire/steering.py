@@ -49,8 +49,8 @@ class JobResult(Struct):
     layer: Annotated[int, Meta(ge=0, le=1023)]
     norm: float
     residual_norm: float
-    mean_pairwise_cosine: float
-    d_prime: float
+    mean_pairwise_cosine: float | None = None  # a single pair has none
+    d_prime: float | None = None
 
 
 class JobAnswer(Struct):
@@ -180,14 +180,22 @@ class JobRenderer:
         return msgspec.json.encode(body)
 
 
-def _fixed_point(value: float) -> int:
-    """A signed statistic in steps of 0.01 as a non-negative integer (zigzag). Raises `Malformed` for NaN and the huge."""
+def _fixed_point(value: float | None) -> int:
+    """A statistic as a non-negative integer: 0 for none, else 1 + zigzag of it in steps of 0.01.
+
+    Raises `Malformed` for NaN and the huge.
+    """
+    if value is None:
+        return 0
     if not math.isfinite(value) or abs(value) > STATISTIC_MAX:
         raise Malformed("a statistic is not a sensible number")
     steps = round(value * STATISTIC_STEPS_PER_UNIT)
-    return 2 * steps if steps >= 0 else -2 * steps - 1
+    return 1 + (2 * steps if steps >= 0 else -2 * steps - 1)
 
 
-def _unfix(number: int) -> float:
-    steps = number // 2 if number % 2 == 0 else -(number + 1) // 2
+def _unfix(number: int) -> float | None:
+    if number == 0:
+        return None
+    zigzag = number - 1
+    steps = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
     return steps / STATISTIC_STEPS_PER_UNIT

@@ -1,0 +1,75 @@
+"""Every maximum of the inference server, with its unit and the reason for it."""
+
+from __future__ import annotations
+
+BODY_BYTES_MAX = 8 << 20
+"""Largest request body: an extraction of 512 texts of `TEXT_BYTES_MAX`. A chat of 8,000 tokens is 40 KB."""
+
+MESSAGES_MAX = 512
+"""Messages in one chat. A context of 8,192 tokens cannot hold more: a turn costs about 6 tokens of template alone."""
+
+TOOLS_MAX = 64
+"""Declared tools in one request; OpenAI allows 128, but 64 descriptions already fill the context of a small model."""
+
+STOP_STRINGS_MAX = 4
+"""OpenAI's own limit."""
+
+STOP_BYTES_MAX = 256
+"""Longest stop string in characters. Text that may begin one is held back, so it bounds the delay too."""
+
+COMPLETION_TOKENS_DEFAULT = 512
+"""Used when a request names no maximum; the reservation of KV memory follows it, so it is not the whole context."""
+
+PREFILL_CHUNK_TOKENS = 256
+"""Prompts run in pieces of this many tokens, cut at fixed places: a long prompt delays others a piece at a time."""
+
+PREFILL_STEP_TOKENS_MAX = 512
+"""Prompt tokens run between two decode steps of everybody else: about 0.4 s on two cores."""
+
+QUEUE_REQUESTS_MAX = 256
+"""Requests waiting for a place in the batch; more are refused with 503, since they would wait minutes on two cores."""
+
+BATCH_ROWS_MAX = 256
+"""Upper end of `--max-batch`; beyond it the per-row attention calls dominate a step."""
+
+KV_BYTES_DEFAULT = 4 << 30
+"""Key-value memory granted when `--kv-tokens-max` is not given: 87,000 tokens of SmolLM2-135M in float32."""
+
+CONTEXT_TOKENS_MAX = 131_072
+"""Longest context served, whatever the model's file claims; the rotary table is built for all of it."""
+
+JOBS_WAITING_MAX = 16
+"""Extraction jobs queued at a time. They run one after the other between decode steps."""
+
+JOBS_KEPT_MAX = 512
+"""Finished jobs remembered for `GET /v1/jobs/{id}`; the oldest is forgotten first. The vector itself stays on disk."""
+
+PAIRS_MAX = 256
+"""Contrast pairs of one extraction; the mean difference settles long before (its error falls with the square root)."""
+
+TEXT_BYTES_MAX = 16_384
+"""One text of an extraction, in UTF-8 bytes: about 4,000 tokens, half of the default model's context."""
+
+VECTORS_STORED_MAX = 4_096
+"""Vectors in one store. Listing them is one answer of about 2 MB then."""
+
+SPEC_VECTORS_MAX = 16
+"""Vectors in one request's steering."""
+
+SCALE_ABS_MAX = 100.0
+"""Largest |scale|. Coherence is lost near a relative dose of 1.9; extracted vectors have 0.1 to 1 at scale 1."""
+
+VECTOR_NORM_MAX = 1e6
+"""Largest norm of an uploaded vector. Residuals of the models served stay below 1e5; its square fits float32."""
+
+DRAIN_S = 25.0
+"""How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""
+
+KEEPALIVE_S = 75.0
+"""How long an idle connection is kept; aiohttp's own 3,630 s let abandoned ones pile up."""
+
+BODY_READ_TIMEOUT_S = 30.0
+"""How long a request's body may take to arrive; aiohttp itself would wait for ever."""
+
+WRITE_TIMEOUT_S = 60.0
+"""How long a client may leave a stream unread before its connection is dropped."""

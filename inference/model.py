@@ -1,0 +1,207 @@
+"""The forward pass of Llama and Qwen2: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
+
+A step is a flat batch of tokens [tokens] cut into spans, one per sequence; everything but attention works on [tokens,
+d_model]. Attention runs per span, so a sequence's result does not depend on its neighbours. After each block the
+steering table may change rows. Source: Touvron et al. 2302.13971, Qwen2 2407.10671; held against transformers'
+LlamaForCausalLM and Qwen2ForCausalLM in the tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference.config import ModelConfig
+from inference.kv import KvCache
+from inference.linear import ROWS_MIN, Linear, make_linear
+from inference.steering.table import SteeringTable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """The next `count` tokens of one sequence, written to `cache` behind its `length`, which grows by `count`."""
+
+    cache: KvCache
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Block:
+    norm_attention: Tensor  # [d_model]
+    qkv: Linear  # [rows, d_model] → [rows, (n_heads + 2 n_kv_heads) d_head]
+    out: Linear
+    norm_feed_forward: Tensor  # [d_model]
+    gate_up: Linear  # [rows, d_model] → [rows, 2 d_feed_forward]
+    down: Linear
+
+
+class Model:
+    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only."""
+
+    def __init__(
+        self, config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
+        self.forward_passes = 0
+
+        def tensor(name: str) -> Tensor:
+            # A copy, so that nothing keeps the mapped file in memory once everything is packed.
+            return tensors[name].to(device=device, dtype=dtype, copy=True)
+
+        self._embedding = tensor("model.embed_tokens.weight")
+        self._blocks = [_make_block(config, tensor, layer) for layer in range(config.n_layers)]
+        self._norm = tensor("model.norm.weight")
+        head = self._embedding if config.tie_word_embeddings else tensor("lm_head.weight")
+        self._head = make_linear(head, None)
+        self._cos, self._sin = _rotary_tables(config, device)  # [context, d_head / 2], float32
+
+    @torch.inference_mode()
+    def logits(
+        self, token_ids: Tensor, spans: Sequence[Span], *, steering: SteeringTable | None = None, every: bool = False
+    ) -> Tensor:
+        """Run token_ids [tokens] cut into spans; return float32 logits of each span's last token [spans, vocab_size].
+
+        `every` asks for all positions instead [tokens, vocab_size]. Caches grow; the caller has checked their capacity.
+        """
+        hidden = self._run(token_ids, spans, steering=steering, n_layers=self.config.n_layers)
+        tokens = int(token_ids.shape[0])
+        if not every and len(spans) < tokens:
+            ends = torch.tensor([span.count for span in spans], device=self.device).cumsum(0) - 1
+            hidden, tokens = _at_least(ROWS_MIN, hidden[ends]), len(spans)
+        return self._head(self._normalise(hidden, self._norm))[:tokens].float()
+
+    @torch.inference_mode()
+    def block_output(self, token_ids: Tensor, cache: KvCache, *, layer: int) -> Tensor:
+        """Residual stream [tokens, d_model] after block `layer`: HF `hidden_states[layer + 1]`."""
+        tokens = int(token_ids.shape[0])
+        hidden = self._run(token_ids, [Span(cache, tokens)], steering=None, n_layers=layer + 1)
+        return hidden[:tokens]
+
+    def _run(
+        self, token_ids: Tensor, spans: Sequence[Span], *, steering: SteeringTable | None, n_layers: int
+    ) -> Tensor:
+        self.forward_passes += 1
+        attention = _Attention(self.config, spans, self._cos, self._sin)
+        hidden = _at_least(ROWS_MIN, self._embedding[token_ids])
+        for layer in range(n_layers):
+            block = self._blocks[layer]
+            hidden = hidden + block.out(attention(layer, block.qkv(self._normalise(hidden, block.norm_attention))))
+            gate, up = block.gate_up(self._normalise(hidden, block.norm_feed_forward)).chunk(2, dim=-1)
+            hidden = hidden + block.down(F.silu(gate).mul_(up))
+            if steering is not None:
+                steering.apply(layer, hidden)
+        for span in spans:
+            span.cache.length += span.count
+        return hidden
+
+    def _normalise(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        wide = hidden.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return (wide * scale).to(self.dtype).mul_(weight)
+
+
+class _Attention:
+    """Causal attention of one step: what all layers share (places, rotations, masks) is worked out once."""
+
+    def __init__(self, config: ModelConfig, spans: Sequence[Span], cos: Tensor, sin: Tensor) -> None:
+        self._config = config
+        places = [torch.arange(span.cache.length, span.cache.length + span.count) for span in spans]
+        rows = _at_least(ROWS_MIN, torch.cat(places)).to(cos.device)
+        self._cos, self._sin = cos[rows].unsqueeze(1), sin[rows].unsqueeze(1)  # [rows, 1, d_head / 2]
+        edges = [0]
+        for span in spans:
+            assert span.cache.length + span.count <= span.cache.capacity
+            edges.append(edges[-1] + span.count)
+        self._spans = [_SpanView(span, start, end) for span, (start, end) in zip(spans, pairwise(edges), strict=True)]
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        """qkv [rows, (n_heads + 2 n_kv_heads) d_head] → [rows, n_heads d_head]; writes this layer's keys and values."""
+        n_heads, n_kv, d_head = self._config.n_heads, self._config.n_kv_heads, self._config.d_head
+        rows = qkv.shape[0]
+        heads = qkv.view(rows, n_heads + 2 * n_kv, d_head)
+        rotated = self._rotate(heads[:, : n_heads + n_kv])
+        queries, keys, values = rotated[:, :n_heads], rotated[:, n_heads:], heads[:, n_heads + n_kv :]
+        # Rows beyond the spans are padding: nobody reads them, but they must not hold NaN from stale memory.
+        mixed = torch.zeros(rows, n_heads * d_head, dtype=qkv.dtype, device=qkv.device)
+        for view in self._spans:
+            part = slice(view.start, view.end)
+            mixed[part] = view.attend(layer, queries[part], keys[part], values[part])
+        return mixed
+
+    def _rotate(self, heads: Tensor) -> Tensor:
+        first, second = heads.float().chunk(2, dim=-1)
+        turned = torch.cat((first * self._cos - second * self._sin, second * self._cos + first * self._sin), dim=-1)
+        return turned.to(heads.dtype)
+
+
+class _SpanView:
+    """One span's window on its cache: per layer, where this step writes and what it may read."""
+
+    def __init__(self, span: Span, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        past, total = span.cache.length, span.cache.length + span.count
+        self._new_keys = span.cache.keys[:, :, past:total].unbind(0)
+        self._new_values = span.cache.values[:, :, past:total].unbind(0)
+        self._keys = span.cache.keys[:, :, :total].unsqueeze(1).unbind(0)  # each [1, n_kv_heads, total, d_head]
+        self._values = span.cache.values[:, :, :total].unsqueeze(1).unbind(0)
+        self._is_causal = past == 0 and span.count > 1
+        self._mask: Tensor | None = None
+        if past > 0 and span.count > 1:
+            device = span.cache.keys.device
+            self._mask = torch.ones(span.count, total, dtype=torch.bool, device=device).tril(diagonal=past)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries [count, n_heads, d_head], keys and values [count, n_kv_heads, d_head] → [count, n_heads d_head]."""
+        self._new_keys[layer].copy_(keys.transpose(0, 1))
+        self._new_values[layer].copy_(values.transpose(0, 1))
+        count, n_heads, d_head = queries.shape
+        if count == 1:
+            # The queries that share a key-value head stand where a sequence of queries would: no copy of keys and
+            # values.
+            grouped = queries.view(1, keys.shape[1], n_heads // keys.shape[1], d_head)
+            return F.scaled_dot_product_attention(grouped, self._keys[layer], self._values[layer]).view(1, -1)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(0, 1).unsqueeze(0),
+            self._keys[layer],
+            self._values[layer],
+            attn_mask=self._mask,
+            is_causal=self._is_causal,
+            enable_gqa=True,
+        )
+        return mixed.squeeze(0).transpose(0, 1).reshape(count, n_heads * d_head)
+
+
+def _make_block(config: ModelConfig, tensor: Callable[[str], Tensor], layer: int) -> _Block:
+    prefix = f"model.layers.{layer}."
+
+    def joined(*names: str) -> Tensor:
+        return torch.cat([tensor(prefix + name) for name in names])
+
+    qkv = [f"self_attn.{name}_proj" for name in ("q", "k", "v")]
+    bias = joined(*(f"{name}.bias" for name in qkv)) if config.attention_bias else None
+    return _Block(
+        norm_attention=tensor(prefix + "input_layernorm.weight"),
+        qkv=make_linear(joined(*(f"{name}.weight" for name in qkv)), bias),
+        out=make_linear(joined("self_attn.o_proj.weight"), None),
+        norm_feed_forward=tensor(prefix + "post_attention_layernorm.weight"),
+        gate_up=make_linear(joined("mlp.gate_proj.weight", "mlp.up_proj.weight"), None),
+        down=make_linear(joined("mlp.down_proj.weight"), None),
+    )
+
+
+def _rotary_tables(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    exponents = torch.arange(0, config.d_head, 2, dtype=torch.int64).float() / config.d_head
+    frequencies = 1.0 / (config.rope_theta**exponents)  # [d_head / 2]
+    angles = torch.outer(torch.arange(config.context_tokens, dtype=torch.float32), frequencies)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def _at_least(rows_min: int, rows: Tensor) -> Tensor:
+    """Repeat the last row of [rows, ...] until there are `rows_min`."""
+    missing = rows_min - rows.shape[0]
+    return rows if missing <= 0 else torch.cat((rows, rows[-1:].expand(missing, *rows.shape[1:])))

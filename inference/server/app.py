@@ -1,0 +1,83 @@
+"""The table of routes, and the plain questions: is it alive, is it ready, what can it do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from inference import limits
+from inference.server import completions, vectors
+from inference.server.errors import ApiError, errors_as_json, json_response
+from inference.server.service import SERVICE, Service
+
+SAMPLING_DEFINITION = "gumbel_max_philox4x32_10_v1"
+"""Name of the definition in `inference/sampling.py`; it changes when the same seed would give other tokens."""
+
+
+def make_app(service: Service) -> web.Application:
+    app = web.Application(middlewares=[errors_as_json], client_max_size=limits.BODY_BYTES_MAX)
+    app[SERVICE] = service
+    app.add_routes(
+        [
+            web.get("/livez", _livez, allow_head=False),
+            web.get("/readyz", _readyz, allow_head=False),
+            web.get("/v1/models", _models, allow_head=False),
+            web.get("/v1/capabilities", _capabilities, allow_head=False),
+            web.post("/v1/chat/completions", completions.chat_completions),
+            web.post("/v1/completions", completions.completions),
+            web.post("/v1/steering/extract", vectors.extract),
+            web.get("/v1/jobs/{id}", vectors.get_job, allow_head=False),
+            web.get("/v1/steering/vectors", vectors.list_vectors, allow_head=False),
+            web.post("/v1/steering/vectors", vectors.upload_vector),
+            web.get("/v1/steering/vectors/{id}", vectors.get_vector, allow_head=False),
+            web.delete("/v1/steering/vectors/{id}", vectors.delete_vector),
+        ]
+    )
+    return app
+
+
+async def _livez(_: web.Request) -> web.Response:
+    return json_response({"status": "ok"})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    if request.app[SERVICE].is_draining:
+        raise ApiError(503, "the server is shutting down", code="stopping")
+    return json_response({"status": "ok"})
+
+
+async def _models(request: web.Request) -> web.Response:
+    loaded = request.app[SERVICE].loaded
+    return json_response(
+        {"object": "list", "data": [{"id": loaded.id, "object": "model", "created": 0, "owned_by": "weir"}]}
+    )
+
+
+async def _capabilities(request: web.Request) -> web.Response:
+    loaded = request.app[SERVICE].loaded
+    config = loaded.config
+    document: dict[str, Any] = {
+        "object": "capabilities",
+        "model": {
+            "id": loaded.id,
+            "architecture": config.architecture,
+            "parameters": loaded.parameters,
+            "layers": config.n_layers,
+            "d_model": config.d_model,
+            "vocab_size": config.vocab_size,
+            "context_tokens": config.context_tokens,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "digest": loaded.digest_sha256,
+        },
+        "sampling": {"definition": SAMPLING_DEFINITION, "fields": ["temperature", "top_p", "top_k", "seed"]},
+        "tools": {"template_renders_tools": loaded.template.renders_tools},
+        "steering": {
+            "ops": ["add"],
+            "layer_convention": "block_output",
+            "scale_abs_max": limits.SCALE_ABS_MAX,
+            "vectors_max": limits.SPEC_VECTORS_MAX,
+        },
+        "extraction": {"methods": ["mean_difference"], "tokens": ["last", "mean"], "pairs_max": limits.PAIRS_MAX},
+    }
+    return json_response(document)

@@ -1,0 +1,119 @@
+"""The two generation endpoints: read, plan, run, and write the answer whole or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+
+from aiohttp import web
+
+from inference.answer import Piece
+from inference.limits import BODY_READ_TIMEOUT_S, WRITE_TIMEOUT_S
+from inference.server.errors import ApiError, bad_request, json_response
+from inference.server.generation import Ended, Plan, plan, run
+from inference.server.render import SSE_DONE, Document, Rendering, Usage, sse_event, steering_document
+from inference.server.schema import ChatRequest, CompletionRequest, decode
+from inference.server.service import SERVICE
+
+_log = logging.getLogger("inference.server")
+_STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    return await _answer(request, decode(await read_body(request), ChatRequest))
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    return await _answer(request, decode(await read_body(request), CompletionRequest))
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body. Raises ApiError if it does not arrive in time; aiohttp bounds its size."""
+    try:
+        async with asyncio.timeout(BODY_READ_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise ApiError(408, "the body did not arrive in time", code="body_timeout") from error
+    except web.RequestPayloadError as error:
+        raise bad_request("the body is not what its headers say", code="invalid_body") from error
+
+
+async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    service.refuse_if_draining()
+    # Templates and tokenizers take milliseconds for long prompts: not in the event loop.
+    planned = await asyncio.to_thread(plan, body, loaded=service.loaded, store=service.store)
+    rendering = Rendering(
+        id=("chatcmpl-" if isinstance(body, ChatRequest) else "cmpl-") + secrets.token_hex(12),
+        created=int(time.time()),
+        model=service.loaded.id,
+        is_chat=isinstance(body, ChatRequest),
+        with_token_ids=bool(body.return_token_ids),
+    )
+    if body.stream:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return await _stream(request, planned, rendering, with_usage=with_usage)
+    return await _whole(request, planned, rendering)
+
+
+async def _whole(request: web.Request, planned: Plan, rendering: Rendering) -> web.Response:
+    service = request.app[SERVICE]
+    pieces: list[Piece] = []
+    async with contextlib.aclosing(run(planned, engine=service.engine, loaded=service.loaded)) as events:
+        async for event in events:
+            if isinstance(event, Ended):
+                usage = _usage(planned, event)
+                _log_end(rendering, usage, event)
+                return json_response(rendering.whole(pieces, event.last, usage, _steering(planned, event)))
+            pieces.append(event)
+    raise AssertionError("run ends with Ended or raises")
+
+
+async def _stream(request: web.Request, planned: Plan, rendering: Rendering, *, with_usage: bool) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    async with contextlib.aclosing(run(planned, engine=service.engine, loaded=service.loaded)) as events:
+        # The first event decides between an error status and a stream: a refusal must not arrive as 200.
+        event = await anext(events)
+        response = web.StreamResponse(headers=_STREAM_HEADERS)
+        await response.prepare(request)
+        await _write(response, rendering.opening())
+        try:
+            while isinstance(event, Piece):
+                await _write(response, [rendering.piece(event)])
+                event = await anext(events)
+        except ApiError as error:
+            await _write(response, [error.document()])  # no [DONE] behind it: the answer is not complete
+            return response
+        usage = _usage(planned, event)
+        _log_end(rendering, usage, event)
+        await _write(
+            response,
+            rendering.closing(event.last, usage if with_usage else None, _steering(planned, event)),
+            end=SSE_DONE,
+        )
+        return response
+
+
+async def _write(response: web.StreamResponse, documents: list[Document], *, end: bytes = b"") -> None:
+    data = b"".join(map(sse_event, documents)) + end
+    if data:
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await response.write(data)
+
+
+def _usage(planned: Plan, ended: Ended) -> Usage:
+    return Usage(prompt_tokens=len(planned.prompt_ids), completion_tokens=ended.completion_tokens)
+
+
+def _steering(planned: Plan, ended: Ended) -> Document | None:
+    if planned.steering is None:
+        return None
+    return steering_document(planned.steering.fingerprint, ended.applied)
+
+
+def _log_end(rendering: Rendering, usage: Usage, ended: Ended) -> None:
+    extra = {"request": rendering.id, "finish_reason": ended.last.finish_reason, **usage.document()}
+    _log.info("answered", extra=extra)

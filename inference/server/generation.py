@@ -1,0 +1,206 @@
+"""A generation request from its body to the engine: every check that must come before compute, then its pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from inference.answer import Answer, LastPiece, Piece
+from inference.chat import TemplateError
+from inference.engine import Engine
+from inference.limits import COMPLETION_TOKENS_DEFAULT
+from inference.loading import LoadedModel
+from inference.request import EndReason, EngineRequest, Refused, RefusedReason
+from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
+from inference.server.errors import ApiError, bad_request
+from inference.server.schema import ChatRequest, CompletionRequest, Message
+from inference.steering.spec import SpecError, compile_spec
+from inference.steering.store import VectorStore
+from inference.steering.table import Applied, CompiledSteering
+from inference.tools import ToolChoice, declared
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The last thing a running answer yields."""
+
+    last: LastPiece
+    applied: Applied
+    completion_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked request, ready for the engine."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams
+    steering: CompiledSteering | None
+    stop: tuple[str, ...]
+    tools: ToolChoice | None
+
+
+def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: VectorStore) -> Plan:
+    """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model."""
+    if body.model != loaded.id:
+        raise ApiError(404, f"the model {body.model!r} does not exist", code="model_not_found", param="model")
+    if body.stream_options is not None and not body.stream:
+        raise bad_request("stream_options needs stream", param="stream_options")
+    steering = _steering(body, loaded, store)
+    tools = _tools(body) if isinstance(body, ChatRequest) else None
+    prompt_ids = _prompt_ids(body, tools, loaded)
+    if not prompt_ids:  # possible: a vocabulary need not have a token for every byte
+        raise bad_request("the prompt has no tokens", param="prompt", code="empty_prompt")
+    return Plan(
+        prompt_ids=prompt_ids,
+        max_tokens=_max_tokens(body, len(prompt_ids), loaded.config.context_tokens),
+        sampling=_sampling(body),
+        steering=steering,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        tools=tools,
+    )
+
+
+async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenerator[Piece | Ended, None]:
+    """Pieces as they become sure, then one Ended. Closing the iterator early cancels the request. Raises ApiError."""
+    loop = asyncio.get_running_loop()
+    # Bounded by max_tokens + 1 events, each of a few hundred bytes.
+    events: asyncio.Queue[Piece | Ended | EndReason] = asyncio.Queue()
+    answer = Answer(loaded.tokenizer, end_ids=loaded.end_ids, stop=plan.stop, tools=plan.tools)
+
+    def tell(event: Piece | Ended | EndReason) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    def on_token(token_id: int) -> bool:
+        piece = answer.push(token_id)
+        if piece is not None:
+            tell(piece)
+        return answer.is_stopped
+
+    def on_end(reason: EndReason, applied: Applied) -> None:
+        if reason in (EndReason.STOPPED, EndReason.LENGTH):
+            tell(Ended(last=answer.finish(), applied=applied, completion_tokens=answer.token_count))
+        else:
+            tell(reason)
+
+    submitted = engine.submit(
+        EngineRequest(
+            prompt_ids=plan.prompt_ids,
+            max_tokens=plan.max_tokens,
+            sampling=plan.sampling,
+            steering=plan.steering,
+            on_token=on_token,
+            on_end=on_end,
+        )
+    )
+    if isinstance(submitted, Refused):
+        raise _refused(submitted)
+    try:
+        while True:
+            event = await events.get()
+            if isinstance(event, EndReason):
+                raise _ended_badly(event)
+            yield event
+            if isinstance(event, Ended):
+                return
+    finally:
+        submitted.cancel()  # no effect on a request that is over
+
+
+def _steering(
+    body: ChatRequest | CompletionRequest, loaded: LoadedModel, store: VectorStore
+) -> CompiledSteering | None:
+    if body.steering is None:
+        return None
+    try:
+        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.digest_sha256)
+    except SpecError as error:
+        raise bad_request(str(error), param=error.param, code=error.code) from error
+
+
+def _tools(body: ChatRequest) -> ToolChoice | None:
+    try:
+        return declared([_without_none(tool) for tool in body.tools or ()], body.tool_choice)
+    except ValueError as error:
+        raise bad_request(str(error), param="tool_choice") from error
+
+
+def _prompt_ids(
+    body: ChatRequest | CompletionRequest, tools: ToolChoice | None, loaded: LoadedModel
+) -> tuple[int, ...]:
+    if isinstance(body, CompletionRequest):
+        return tuple(loaded.tokenizer.encode(body.prompt, add_special_tokens=True))
+    try:
+        text = loaded.template.render([_plain(message) for message in body.messages], tools=tools)
+    except TemplateError as error:
+        raise bad_request(str(error), param="messages") from error
+    return tuple(loaded.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """As templates expect it: content is one text, and OpenAI's newer role name is the one that models know."""
+    document: dict[str, Any] = _without_none(message)
+    parts = message.content
+    document["content"] = parts if isinstance(parts, str) else "".join(part.text for part in parts or ())
+    document["role"] = "system" if message.role == "developer" else message.role
+    return document
+
+
+def _without_none(value: msgspec.Struct) -> dict[str, Any]:
+    def clean(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: clean(inner) for key, inner in item.items() if inner is not None}
+        return [clean(inner) for inner in item] if isinstance(item, list) else item
+
+    cleaned: dict[str, Any] = clean(msgspec.to_builtins(value))
+    return cleaned
+
+
+def _max_tokens(body: ChatRequest | CompletionRequest, prompt_tokens: int, context_tokens: int) -> int:
+    wanted = body.max_tokens
+    if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
+        if wanted not in (None, body.max_completion_tokens):
+            raise bad_request("max_tokens and max_completion_tokens differ", param="max_completion_tokens")
+        wanted = body.max_completion_tokens
+    room = context_tokens - prompt_tokens
+    if room < 1 or (wanted is not None and wanted > room):
+        message = (
+            f"the model's context is {context_tokens} tokens; the prompt takes {prompt_tokens} "
+            f"and {1 if wanted is None else wanted} were asked for"
+        )
+        raise bad_request(message, param="max_tokens", code="context_length_exceeded")
+    return min(COMPLETION_TOKENS_DEFAULT, room) if wanted is None else wanted
+
+
+def _sampling(body: ChatRequest | CompletionRequest) -> SamplingParams:
+    seed = secrets.randbits(64) if body.seed is None else body.seed
+    if not -(1 << 63) <= seed <= SEED_MAX:
+        raise bad_request("seed must fit 64 bits", param="seed")
+    temperature = 1.0 if body.temperature is None else body.temperature
+    if 0 < temperature < TEMPERATURE_MIN:
+        raise bad_request(f"temperature is 0 or at least {TEMPERATURE_MIN}", param="temperature")
+    return SamplingParams(
+        seed=seed & SEED_MAX,
+        temperature=temperature,
+        top_k=body.top_k or 0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+    )
+
+
+def _refused(refused: Refused) -> ApiError:
+    if refused.reason is RefusedReason.KV_MEMORY:
+        return bad_request(refused.message, param="max_tokens", code="kv_memory_exceeded")
+    return ApiError(503, refused.message, code=refused.reason.value)
+
+
+def _ended_badly(reason: EndReason) -> ApiError:
+    if reason is EndReason.CANCELLED:
+        return ApiError(503, "the server is shutting down", code="stopping")
+    return ApiError(500, "the model failed; the server's log has the reason", code="internal_error")

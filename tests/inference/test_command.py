@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+
+MODEL_ID = "smollm2-135m-instruct"
+SECRET = "xylophone"
+
+
+@contextlib.asynccontextmanager
+async def served(
+    model: Path, directory: Path
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, aiohttp.ClientSession]]:
+    """A server process on a Unix socket, ready to answer; killed at the end if it still lives."""
+    path = directory / "s.sock"
+    command = [sys.executable, "-m", "inference", "serve", "--model", str(model), "--state", str(directory / "state")]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--listen", f"unix:{path}", "--max-batch", "4", stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with aiohttp.ClientSession("http://server", connector=aiohttp.UnixConnector(str(path))) as session:
+            async with asyncio.timeout(60):
+                while True:
+                    with contextlib.suppress(aiohttp.ClientError):
+                        async with session.get("/readyz") as response:
+                            assert response.status == 200
+                            break
+                    await asyncio.sleep(0.05)
+            yield process, session
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_the_server_starts_on_a_unix_socket_keeps_vectors_over_a_restart_and_ends_with_status_0_when_idle(
+    model_directory: Path, tmp_path: Path
+):
+    async with served(model_directory, tmp_path) as (process, session):
+        vector = {"id": "kept", "layer": 3, "vector": [0.5] * 576}
+        async with session.post("/v1/steering/vectors", json=vector) as response:
+            assert response.status == 201
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, log = await process.communicate()
+        assert process.returncode == 0
+        assert time.monotonic() - began < 2
+        assert [json.loads(line)["event"] for line in log.splitlines()] == ["ready", "draining", "stopped"]
+    async with (
+        served(model_directory, tmp_path) as (process, session),
+        session.get("/v1/steering/vectors/kept") as response,
+    ):
+        assert (await response.json())["norm"] == 12.0
+
+
+async def test_an_answer_in_flight_is_finished_after_sigterm_and_the_log_holds_no_text(
+    model_directory: Path, tmp_path: Path
+):
+    async with served(model_directory, tmp_path) as (process, session):
+        body = {"model": MODEL_ID, "prompt": f"{SECRET} {SECRET}", "max_tokens": 40, "stream": True, "temperature": 0}
+        async with session.post("/v1/completions", json=body) as response:
+            first = await response.content.readline()
+            process.send_signal(signal.SIGTERM)
+            rest = await response.content.read()
+        assert first.startswith(b"data: ")
+        assert rest.endswith(b"data: [DONE]\n\n")
+        _, log = await process.communicate()
+        assert process.returncode == 0
+        assert SECRET.encode() not in log
+        answered = next(line for line in map(json.loads, log.splitlines()) if line["event"] == "answered")
+        assert answered["completion_tokens"] == 40
+
+
+async def test_a_model_that_is_not_there_is_a_sentence_and_status_1(tmp_path: Path):
+    command = [sys.executable, "-m", "inference", "serve", "--model", str(tmp_path / "none"), "--state", str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    _, log = await process.communicate()
+    assert process.returncode == 1
+    assert "neither a model directory" in json.loads(log)["reason"]
