@@ -29,6 +29,7 @@ from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
 from gateway.record import PolicyLoaded, Refusals, Started, Stopped
+from gateway.refills import Refills
 from gateway.relay import Relay
 from gateway.serving import serving
 from gateway.session import Session
@@ -72,6 +73,7 @@ class Gateway:
             short=self._refill,
         )
         self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush)
+        self._refills = Refills(leases=self.leases, metrics=self.metrics, enlist=self.tick.enlist, log=log.problem)
         meters = _meters(policy)
         self.settler = Settler(meters=meters, clock=self.clock, metrics=self.metrics, record=self.tick.record)
         self.relay = Relay(
@@ -79,6 +81,7 @@ class Gateway:
             tick=self.tick,
             settler=self.settler,
             upstreams={},
+            serving=lambda: self.serving,
             clock=self.clock,
             metrics=self.metrics,
             log=log.problem,
@@ -251,7 +254,7 @@ class Gateway:
         return None
 
     def _refill(self, session: Session) -> None:
-        self.relay.refill(session)  # tick and relay know each other only through this
+        self._refills.start(session)  # tick and refills know each other only through this
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

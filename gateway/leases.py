@@ -40,7 +40,10 @@ class Leases:
         self._refilling = asyncio.Lock()  # one grant at a time: those who wait behind it find the purse filled
 
     async def register(self, accounts: Sequence[Account]) -> Sequence[str]:
-        """Make accounts known to the store, or change their limits. Returns those whose limit was raised."""
+        """Make accounts known to the store, or change their limits: at start and by a reload, when a policy comes into force.
+
+        Returns the accounts whose limit was raised.
+        """
         changed = [account for account in accounts if self._registered.get(account.id) != account.limit_bits]
         if not changed:
             return ()
@@ -54,20 +57,33 @@ class Leases:
         hold = self.purse.reserve(accounts, most_bits)
         if hold is not None:
             return hold
-        async with self._refilling:
-            over = await self._refill(accounts, least_bits=least_bits, most_bits=most_bits)
-            if over is not None:
-                return over
-            # No await from here to the reservation: nobody can take what was just counted.
-            affordable = min(self.purse.balance_bits(account.id) for account in accounts)
-            hold = self.purse.reserve(accounts, min(most_bits, affordable))
-            assert hold is not None
-            return hold
+        over = await self.fill(accounts, bits=most_bits)
+        # No await from here to the reservation: nobody can take what is being counted.
+        affordable_bits = min(self.purse.balance_bits(account.id) for account in accounts)
+        if over is not None and affordable_bits < least_bits:
+            return over
+        hold = self.purse.reserve(accounts, min(most_bits, affordable_bits))
+        assert hold is not None
+        return hold
 
-    async def refill(self, accounts: tuple[Account, ...], *, bits: int) -> OverLimit | None:
-        """Try to have `bits` free in every account's purse. `OverLimit` if the store has too little left."""
+    async def fill(self, accounts: tuple[Account, ...], *, bits: int) -> OverLimit | None:
+        """Have `bits` in every account's purse. On return they are there, until the caller awaits again.
+
+        `OverLimit` if the store has no more; whatever it still had is in the purse then.
+        """
         async with self._refilling:
-            return await self._refill(accounts, least_bits=bits, most_bits=bits)
+            while missing := self.purse.missing(accounts, bits):
+                await self.register([account for account in accounts if account.id not in self._registered])
+                wanted = {
+                    account.id: Wanted(least_bits=1, most_bits=missing[account.id] + account.limit_bits // LEASE_PARTS)
+                    for account in accounts
+                    if account.id in missing
+                }
+                # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
+                granted = await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
+                if isinstance(granted, OverLimit):
+                    return granted
+            return None
 
     async def tidy(self) -> None:
         """Close the leases that are used up, with nothing returned: what is left in the purse fits into younger ones."""
@@ -108,23 +124,6 @@ class Leases:
             self.purse.debit(account, bits)
         self._record(LeaseClosed(at_ms=self._now_ms(), lease=lease, returned=returned))
         return returned
-
-    async def _refill(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> OverLimit | None:
-        missing = self.purse.missing(accounts, most_bits)
-        if not missing:
-            return None
-        await self.register(accounts)
-        wanted = {
-            account.id: Wanted(
-                least_bits=max(least_bits - self.purse.balance_bits(account.id), 0),
-                most_bits=missing[account.id] + account.limit_bits // LEASE_PARTS,
-            )
-            for account in accounts
-            if account.id in missing
-        }
-        # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
-        granted = await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
-        return granted if isinstance(granted, OverLimit) else None
 
     async def _grant(self, wanted: Mapping[str, Wanted]) -> Granted | OverLimit:
         answer = await self._ledger.grant(lease=secrets.token_hex(16), holder=self._holder, wanted=wanted)

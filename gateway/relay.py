@@ -27,7 +27,7 @@ from gateway.ports import (
 )
 from gateway.record import Closed, Opened
 from gateway.serving import Serving
-from gateway.session import Budget, Session, closing_bits, whole_bits_max
+from gateway.session import BudgetGone, Session, closing_bits, whole_bits_max
 from gateway.settle import Settler
 from gateway.tick import Tick
 from gateway.wire.dialect import Call, Identity
@@ -35,12 +35,13 @@ from gateway.wire.errors import outcome_of_status, refusal_of, rejection_index
 from policy.budget import Account, Hold
 from policy.canonical import Answer, Malformed
 from policy.codelength import BITS_PER_BYTE, choice_bits
-from policy.limits import ANSWER_PENDING_BYTES_MAX, FLOW_BLOCK_BYTES
+from policy.limits import ANSWER_PENDING_BYTES_MAX, CLIENT_ANSWER_S_MAX, FLOW_BLOCK_BYTES
 from policy.refusal import Reason, Refused
 from policy.release import Outcome
 from policy.rules import Model, Tenant
 
 REJECTION_BODY_BYTES_MAX = 64 * 1024  # how much of a backend's 4xx is read for its error code
+TICKS_MARGIN = 2  # the ticks under way when an answer is opened and when its deadline comes
 RETRY_AFTER_S_MAX = 120  # clients sleep as long as they are told; the honest reset is in the body
 
 
@@ -62,11 +63,13 @@ class Relay:
         tick: Tick,
         settler: Settler,
         upstreams: Mapping[str, Upstream],
+        serving: Callable[[], Serving],
         clock: Clock,
         metrics: Metrics,
         log: Callable[..., None],
     ) -> None:
         self.upstreams = upstreams
+        self._serving = serving
         self._leases = leases
         self._tick = tick
         self._settler = settler
@@ -75,7 +78,6 @@ class Relay:
         self._log = log
         self._numbers = 0
         self._streams: Counter[str] = Counter()
-        self._refills: set[asyncio.Task[None]] = set()
 
     @property
     def in_flight(self) -> int:
@@ -116,7 +118,7 @@ class Relay:
     async def _admit(self, call: Call, *, serving: Serving, tenant: Tenant, identity: Identity) -> Session | Refused:
         model = serving.policy.models[call.model]
         release = serving.policy.release
-        ticks_max = 2 * ceil(model.timeouts.total_s / release.tick_s)
+        ticks_max = ceil((model.timeouts.total_s + CLIENT_ANSWER_S_MAX) / release.tick_s) + TICKS_MARGIN
         whole = not call.stream or release.schedule == "whole"
         least_bits = closing_bits(ticks_max=ticks_max) + BITS_PER_BYTE * release.quantum_bytes
         if whole:
@@ -125,7 +127,7 @@ class Relay:
             most_bits = least_bits + BITS_PER_BYTE * FLOW_BLOCK_BYTES
 
         def accounts() -> tuple[Account, ...]:
-            return serving.accounts.of(model=model.name, tenant=tenant.name, now_s=self._clock.wall_s())
+            return self._accounts(serving, model=model.name, tenant=tenant.name)
 
         hold = await self._reserve(accounts(), least_bits=least_bits, most_bits=most_bits)
         if isinstance(hold, Refused):
@@ -151,6 +153,12 @@ class Relay:
             surcharge_bits=choice_bits(len(serving.policy.meters)),
             changed=self._tick.enlist,
         )
+
+    def _accounts(self, opened: Serving, *, model: str, tenant: str) -> tuple[Account, ...]:
+        """Those of the policy in force; of the one the answer was opened under, if model or tenant are gone since."""
+        now_s, current = self._clock.wall_s(), self._serving()
+        known = tenant in current.policy.tenants and model in current.policy.models
+        return (current if known else opened).accounts.of(model=model, tenant=tenant, now_s=now_s)
 
     async def _reserve(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> Hold | Refused:
         try:
@@ -183,25 +191,28 @@ class Relay:
     async def _carry(self, session: Session, model: Model, upstream: Upstream, client: Client) -> None:
         session.metrics.in_flight.inc()
         try:
-            # The total deadline holds even against a client that reads one byte at a time.
-            async with asyncio.timeout(model.timeouts.total_s + model.timeouts.connect_s):
+            # The backend has its own deadline, at which the answer is ended; this one is for clients that hardly read.
+            async with asyncio.timeout(model.timeouts.total_s + CLIENT_ANSWER_S_MAX):
                 if session.call.stream:
-                    await self._stream(session, upstream, client)
+                    await self._stream(session, model, upstream, client)
                 else:
-                    await self._pump(session, upstream)
+                    await self._pump(session, model, upstream)
                     await self._write_all(session, client)
         except ClientGone:
             pass  # what was released stays charged; leaving the pump has cancelled the backend's work
+        except BudgetGone:
+            if session.begun:
+                client.abort()
+            else:
+                await client.refuse(Refused(reason=Reason.OVER_BUDGET, message="The egress budget is exhausted."))
         except TimeoutError:
             client.abort()
         finally:
             self._close(session)
             session.metrics.in_flight.dec()
-        if session.ending is not None and not session.ending.outcome.complete and session.call.stream:
-            client.abort()
 
-    async def _stream(self, session: Session, upstream: Upstream, client: Client) -> None:
-        pump = asyncio.create_task(self._pump(session, upstream))
+    async def _stream(self, session: Session, model: Model, upstream: Upstream, client: Client) -> None:
+        pump = asyncio.create_task(self._pump(session, model, upstream))
         pump.add_done_callback(session.pumped)
         try:
             await self._write_all(session, client)
@@ -211,33 +222,30 @@ class Relay:
                 await pump
 
     async def _write_all(self, session: Session, client: Client) -> None:
-        renderer = session.call.renderer
-        begun = False
+        call = session.call
         while session.ending is None:
             release = await session.next()
             refused = refusal_of(release.ending) if release.ending is not None else None
-            if not begun:
+            if not session.begun:
                 session.metrics.first_release.observe(self._age_s(session))
                 if refused is not None and not release.text:
                     await client.refuse(refused)  # nothing has been said yet, so the status can still say it
                     return
-                await client.begin(
-                    status=session.call.status, content_type=renderer.content_type, stream=session.call.stream
-                )
-                begun = True
-            await client.write(renderer.release(release), last=release.ending is not None)
+                await client.begin(status=call.status, content_type=call.renderer.content_type, stream=call.stream)
+                session.begun = True
+            await client.write(call.renderer.release(release), last=release.ending is not None)
+            if refused is not None:
+                client.abort()  # clients take a clean end for a whole answer
 
-    async def _pump(self, session: Session, upstream: Upstream) -> None:
+    async def _pump(self, session: Session, model: Model, upstream: Upstream) -> None:
         """Feed the session from the backend until its answer is finished, one way or another."""
-        call, answer = session.call, session.answer
+        answer = session.answer
         try:
-            async with upstream.request(
-                method=call.upstream_method, path=call.upstream_path, body=call.upstream_body
-            ) as response:
-                if response.status not in (200, 202):
-                    await self._rejected(session, response)
-                else:
-                    await self._read(session, response)
+            async with asyncio.timeout(model.timeouts.total_s):
+                await self._exchange(session, upstream)
+        except TimeoutError:
+            self._failed(session, "timeout_total")
+            answer.end(Outcome.TIMEOUT)
         except UpstreamFailed as fault:
             self._failed(session, fault.kind)
             answer.end(Outcome.TIMEOUT if fault.timeout else Outcome.UPSTREAM_ERROR)
@@ -245,6 +253,16 @@ class Relay:
             self._failed(session, "malformed", detail=str(fault))
             answer.end(Outcome.UPSTREAM_ERROR)
         session.touch()
+
+    async def _exchange(self, session: Session, upstream: Upstream) -> None:
+        call = session.call
+        async with upstream.request(
+            method=call.upstream_method, path=call.upstream_path, body=call.upstream_body
+        ) as response:
+            if response.status not in (200, 202):
+                await self._rejected(session, response)
+            else:
+                await self._read(session, response)
 
     async def _read(self, session: Session, response: UpstreamResponse) -> None:
         expected = "text/event-stream" if session.call.stream else "application/json"
@@ -257,7 +275,7 @@ class Relay:
             if answer.finished:
                 return
             session.touch()
-            if answer.pending_bytes > ANSWER_PENDING_BYTES_MAX:
+            if answer.pending_bytes > ANSWER_PENDING_BYTES_MAX and not session.whole:
                 await session.room(pending_bytes_max=ANSWER_PENDING_BYTES_MAX)
         for event in decoder.eof():
             answer.add(event)
@@ -266,54 +284,20 @@ class Relay:
         body = b""
         while len(body) <= REJECTION_BODY_BYTES_MAX and (chunk := await response.read()):
             body += chunk
-        try:
-            code = msgspec.json.decode(body, type=_RejectionBody).error.code
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            code = None
+        code = None
+        if len(body) <= REJECTION_BODY_BYTES_MAX:  # beyond it, how much was read depends on how it was split
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                code = msgspec.json.decode(body, type=_RejectionBody).error.code
         outcome = outcome_of_status(response.status, stateful=session.call.stateful)
         if outcome is Outcome.UPSTREAM_ERROR:
             self._failed(session, f"status_{response.status // 100}xx")
         numbers = (rejection_index(code),) if outcome is Outcome.REJECTED else None
         session.answer.end(outcome, numbers=numbers)
 
-    def refill(self, session: Session) -> None:
-        """The session's hold needs bits that the purse does not have, or a new window's accounts."""
-        task = asyncio.create_task(self._refill(session))
-        self._refills.add(task)
-        task.add_done_callback(self._refills.discard)
-
-    async def _refill(self, session: Session) -> None:
-        accounts = session.accounts()
-        try:
-            if accounts != session.hold.accounts:
-                await self._renew(session, accounts)
-                return
-            over = await self._leases.refill(accounts, bits=session.shortfall_bits)
-        except LedgerUnavailable as fault:
-            self._metrics.ledger_errors.inc()
-            self._log("ledger unavailable", error=str(fault))
-            session.budget = Budget.SPENT
-        else:
-            session.budget = Budget.SPENT if over is not None else Budget.OPEN
-            if over is not None:
-                session.hold.extend_with_rest()
-        self._tick.enlist(session)
-
-    async def _renew(self, session: Session, accounts: tuple[Account, ...]) -> None:
-        least_bits = closing_bits(ticks_max=session.ticks_max)
-        hold = await self._leases.reserve(
-            accounts, least_bits=least_bits, most_bits=max(least_bits, session.hold.left_bits)
-        )
-        if isinstance(hold, OverLimit):
-            session.fail(ClientGone("the new window's budget is exhausted: not even an ending can be paid for"))
-            return
-        session.renew(hold)
-        session.budget = Budget.OPEN
-        self._tick.enlist(session)
-
     def _close(self, session: Session) -> None:
-        """Whatever happened, once: the record, the metrics, the unused reservation, the settlement."""
+        """Whatever happened, once: silence that was left is charged, then the record, the unused hold, the settlement."""
         outcome = session.ending.outcome if session.ending is not None else None
+        session.part(self._tick.now)
         session.hold.close()
         self._tick.record(
             Closed(

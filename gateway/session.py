@@ -16,7 +16,15 @@ from gateway.record import Released
 from gateway.wire.dialect import Call, Identity
 from policy.budget import Account, Hold
 from policy.canonical import Answer
-from policy.codelength import BITS_PER_BYTE, elias_delta_bits, piece_bits, release_bits, slot_bits
+from policy.codelength import (
+    BITS_PER_BYTE,
+    elias_delta_bits,
+    ending_bits,
+    parting_bits,
+    piece_bits,
+    release_bits,
+    slot_bits,
+)
 from policy.limits import FLOW_BLOCK_BYTES
 from policy.release import Ending, Outcome, Release
 
@@ -30,6 +38,10 @@ class Budget(Enum):
     OPEN = "open"  # more may be had
     SHORT = "short"  # the purse is empty and a refill is under way
     SPENT = "spent"  # the store has no more
+
+
+class BudgetGone(Exception):
+    """A new window has not even the price of an ending left."""
 
 
 class Session:
@@ -68,6 +80,7 @@ class Session:
         self.charged_bits = 0
         self.text = bytearray()  # what left, for settling: text, then tool arguments
         self.ending: Ending | None = None
+        self.begun = False  # whether the client has been sent anything
         self.renewed = False  # whether the hold was exchanged at a window's edge
         self._surcharge_bits = surcharge_bits  # log2 of the number of codes, owed once
         self._last_tick = opened_tick
@@ -112,6 +125,17 @@ class Session:
         self.hold = hold
         self.renewed = True
 
+    def part(self, tick: int) -> None:
+        """Nothing more leaves. If there was no ending, the silence since the last release was an event as well, and is charged."""
+        if self.ending is None:
+            bits = min(parting_bits(idle_ticks=self._idle_ticks(tick)), self.hold.left_bits)
+            self.hold.charge(bits)
+            self.charged_bits += bits
+            self.metrics.released(bits=bits, text_bytes=0)
+
+    def _idle_ticks(self, tick: int) -> int:
+        return max(tick - self._last_tick - 1, 0)
+
     def fail(self, fault: BaseException) -> None:
         """Nothing more can leave, not even an ending: whoever waits for a release gets the fault."""
         self._fault = fault
@@ -134,7 +158,7 @@ class Session:
         if self.hold.expires_s is not None and at_ms >= self.hold.expires_s * 1000:
             self.budget = Budget.SHORT  # a budget's window is over: what leaves now belongs to the next one
             return None
-        idle_ticks = max(tick - self._last_tick - 1, 0)
+        idle_ticks = self._idle_ticks(tick)
         release = self._choose(idle_ticks)
         if release is None:
             return None
@@ -205,8 +229,11 @@ class Session:
 
     def _affordable_bytes(self, idle_ticks: int) -> int:
         """How much text may still leave together with the ending. A budget is spent to its last whole byte."""
-        framing_bits = slot_bits(idle_ticks) + _FRAMING_BITS_MAX + self._surcharge_bits
-        return max((self.hold.left_bits - framing_bits) // BITS_PER_BYTE, 0)
+        left_bits = self.hold.left_bits - self._surcharge_bits
+        text_bytes = max(left_bits // BITS_PER_BYTE, 0)
+        while text_bytes > 0 and _cut_bits(idle_ticks, text_bytes) > left_bits:
+            text_bytes -= 1
+        return text_bytes
 
     @property
     def _closing_bits(self) -> int:
@@ -218,6 +245,12 @@ class Session:
             self.ending = release.ending
             for call in release.ending.tool_calls:
                 self.text += call.arguments.encode()
+
+
+def _cut_bits(idle_ticks: int, text_bytes: int) -> int:
+    return ending_bits(
+        idle_ticks=idle_ticks, text_bytes=text_bytes, ending=Ending(outcome=Outcome.BUDGET), tools_declared=0
+    )
 
 
 def closing_bits(*, ticks_max: int) -> int:

@@ -32,6 +32,7 @@ class Tick:
         self._ready: dict[int, Session] = {}
         self._entries: list[Entry] = []
         self._wake = asyncio.Event()
+        self._last = 0
 
     @property
     def now(self) -> int:
@@ -53,9 +54,10 @@ class Tick:
         """Tick while there is something to do."""
         while True:
             await self._wake.wait()
-            due = self.now + 1
+            due = max(self.now, self._last) + 1  # rounding of the clock must not give two ticks one number
             await self._clock.sleep_until(due * self._tick_s)
             self._wake.clear()
+            self._last = due
             await self.once(due)
 
     async def once(self, due: int) -> None:

@@ -46,8 +46,9 @@ class Purse:
 
     def debit(self, account_id: str, bits: int) -> None:
         """Bits handed back to the store. They must be in the purse."""
-        assert 0 <= bits <= self.balance_bits(account_id)
-        self._balance_bits[account_id] -= bits
+        balance_bits = self.balance_bits(account_id)
+        assert 0 <= bits <= balance_bits
+        self._balance_bits[account_id] = balance_bits - bits
 
     def balance_bits(self, account_id: str) -> int:
         """Granted and neither reserved nor charged."""
@@ -85,7 +86,7 @@ class Purse:
 class Hold:
     """Bits reserved for one answer in each of its accounts, all or none."""
 
-    __slots__ = ("_purse", "accounts", "charged_bits", "expires_s", "left_bits")
+    __slots__ = ("_purse", "accounts", "charged_bits", "closed", "expires_s", "left_bits")
 
     def __init__(self, purse: Purse, accounts: tuple[Account, ...]) -> None:
         self._purse = purse
@@ -93,10 +94,11 @@ class Hold:
         self.expires_s = min((a.expires_s for a in accounts if a.expires_s is not None), default=None)
         self.left_bits = 0
         self.charged_bits = 0
+        self.closed = False
 
     def extend(self, bits: int) -> bool:
-        """Reserve `bits` more in every account, or in none."""
-        if self._purse.missing(self.accounts, bits):
+        """Reserve `bits` more in every account, or in none. A closed hold takes nothing any more."""
+        if self.closed or self._purse.missing(self.accounts, bits):
             return False
         for account in self.accounts:
             self._purse.move(account.id, reserved=bits)
@@ -105,9 +107,7 @@ class Hold:
 
     def extend_with_rest(self) -> None:
         """Reserve whatever the purse still has for all accounts: the store has no more, and nothing should be stranded."""
-        rest_bits = min((self._purse.balance_bits(account.id) for account in self.accounts), default=0)
-        extended = self.extend(rest_bits)
-        assert extended
+        self.extend(min((self._purse.balance_bits(account.id) for account in self.accounts), default=0))
 
     def charge(self, bits: int) -> None:
         """These bits leave now. Raises `ValueError` rather than charge more than is reserved."""
@@ -127,7 +127,8 @@ class Hold:
         self.charged_bits -= bits
 
     def close(self) -> None:
-        """Give back what was reserved and not used. Closing twice gives back once."""
+        """Give back what was reserved and not used, for good. Closing twice gives back once."""
+        self.closed = True
         for account in self.accounts:
             self._purse.move(account.id, reserved=-self.left_bits)
         self.left_bits = 0

@@ -10,7 +10,7 @@ import json
 
 from msgspec import Struct
 
-from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_CALLS_MAX
+from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_ARGUMENTS_BYTES_MAX, TOOL_CALLS_MAX
 from policy.release import Ending, Outcome, Release, ToolCall, Usage
 
 
@@ -71,17 +71,26 @@ def whole_characters(data: bytes | bytearray, size: int) -> int:
 def canonical_arguments(arguments: str) -> str:
     """Tool arguments as canonical JSON: sorted keys, no white space, one spelling per number and string.
 
-    What is not JSON is text, and stays as it is: the model wrote it, and every byte of it is priced.
+    What is not JSON, or says what no UTF-8 can hold, is text and stays as it is: every byte of it is priced.
     """
     try:
         value = json.loads(arguments, parse_constant=_refuse_constant)
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+        text.encode()
     except (ValueError, RecursionError):
         return arguments
+    return text
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as fault:
+        raise Malformed("a lone surrogate") from fault
 
 
 class Answer:
@@ -104,21 +113,23 @@ class Answer:
         self._room = answer_bytes_max  # bytes the backend may still add before the gateway ends the answer itself
         self._declared = tools_declared
         self._pending = bytearray()
-        self._calls: list[tuple[str, list[str]]] = []
+        self._calls: list[tuple[str, bytearray]] = []
         self._finish: Outcome | None = None
         self._usage: Usage | None = None
         self._numbers: tuple[int, ...] | None = None
         self.token_ids: list[int] = []
 
     def add(self, event: Event) -> None:
-        """Take in one event. Raises `Malformed` for what cannot be part of an answer."""
+        """Take in one event. Raises `Malformed` for what cannot be part of an answer. After the end, nothing counts."""
+        if self._finish is not None:
+            return
         match event:
             case TextDelta(text=text):
                 self._add_text(text)
             case ToolCallDelta():
                 self._add_call(event)
             case Finish(outcome=outcome):
-                self._finish = self._finish or outcome
+                self._finish = outcome
             case UsageReport(usage=usage):
                 self._usage = usage
             case Numbers(values=values):
@@ -174,12 +185,7 @@ class Answer:
         """Release all that is left, and the ending."""
         assert self._finish is not None
         text = self._take_text(len(self._pending))
-        outcome = self._finish
-        calls: tuple[ToolCall, ...] = ()
-        if outcome.complete and self._calls:
-            outcome, calls = Outcome.TOOL_CALLS, self._tool_calls()
-        elif outcome is Outcome.TOOL_CALLS:
-            outcome = Outcome.STOP  # no call was seen, so none can be claimed
+        outcome, calls = self._with_calls(self._finish)
         ending = Ending(outcome=outcome, tool_calls=calls, usage=self._usage, numbers=self._numbers)
         return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=ending)
 
@@ -197,12 +203,7 @@ class Answer:
         return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=Ending(outcome=Outcome.BUDGET))
 
     def _add_text(self, text: str) -> None:
-        if self._finish is not None:
-            return  # text after the end is text that nobody may see
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as fault:
-            raise Malformed("lone surrogate in text") from fault
+        data = _encode(text)
         if len(data) > self._room:
             data = data[: whole_characters(data, self._room)]
             self._finish = Outcome.LENGTH
@@ -210,33 +211,31 @@ class Answer:
         self._pending += data
 
     def _add_call(self, delta: ToolCallDelta) -> None:
-        if self._finish is not None:
-            return
         if delta.index == len(self._calls):
             if delta.name is None or delta.name not in self._declared:
                 raise Malformed("call of a tool that the request did not declare")
             if len(self._calls) == TOOL_CALLS_MAX:
                 raise Malformed(f"more than {TOOL_CALLS_MAX} tool calls")
-            self._calls.append((delta.name, []))
+            self._calls.append((delta.name, bytearray()))
         elif not 0 <= delta.index < len(self._calls):
             raise Malformed("tool call index out of order")
-        size = len(delta.arguments.encode(errors="surrogatepass"))
-        if size > self._room:
-            self._finish = Outcome.LENGTH
-            return
-        self._room -= size
-        self._calls[delta.index][1].append(delta.arguments)
+        arguments = self._calls[delta.index][1]
+        arguments += _encode(delta.arguments)
+        if len(arguments) > TOOL_ARGUMENTS_BYTES_MAX:
+            raise Malformed(f"tool arguments over {TOOL_ARGUMENTS_BYTES_MAX} bytes")
 
-    def _tool_calls(self) -> tuple[ToolCall, ...]:
-        calls = []
-        for name, fragments in self._calls:
-            arguments = canonical_arguments("".join(fragments))
-            try:
-                arguments.encode()
-            except UnicodeEncodeError as fault:
-                raise Malformed("lone surrogate in tool arguments") from fault
-            calls.append(ToolCall(name=name, arguments=arguments))
-        return tuple(calls)
+    def _with_calls(self, finish: Outcome) -> tuple[Outcome, tuple[ToolCall, ...]]:
+        """The outcome, and the calls if they are whole. Half a call is of no use, and its length would depend on spelling."""
+        if finish not in (Outcome.STOP, Outcome.TOOL_CALLS):
+            return finish, ()
+        if not self._calls:
+            return Outcome.STOP, ()  # no call was seen, so none can be claimed
+        calls = tuple(
+            ToolCall(name=name, arguments=canonical_arguments(arguments.decode())) for name, arguments in self._calls
+        )
+        if sum(len(call.arguments.encode()) for call in calls) > self._room:
+            return Outcome.LENGTH, ()
+        return Outcome.TOOL_CALLS, calls
 
     def _take_text(self, size: int) -> str:
         size = whole_characters(self._pending, size)

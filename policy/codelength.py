@@ -60,6 +60,14 @@ def ending_bits(*, idle_ticks: int, text_bytes: int, ending: Ending, tools_decla
     return bits + usage_bits(ending.usage) + numbers_bits(ending.numbers)
 
 
+def parting_bits(*, idle_ticks: int) -> int:
+    """Silence, and then nothing any more: the client left first, or the gateway had to abort.
+
+    The masses of all events after the same silence fit into the half that an ending would have had.
+    """
+    return slot_bits(idle_ticks) + 1
+
+
 def usage_bits(usage: Usage | None) -> int:
     """Token counts come from the backend, so they are priced: one bit for their presence, Elias delta each."""
     if usage is None:
@@ -68,8 +76,9 @@ def usage_bits(usage: Usage | None) -> int:
 
 
 def numbers_bits(numbers: tuple[int, ...] | None) -> int:
-    """A fixed-length row of non-negative fixed-point statistics, or none (one bit says which)."""
-    return 1 + sum(elias_delta_bits(number + 1) for number in numbers or ())
+    """A row of non-negative fixed-point statistics: how many (none: one bit), then each."""
+    row = numbers or ()
+    return elias_delta_bits(len(row) + 1) + sum(elias_delta_bits(number + 1) for number in row)
 
 
 def release_bits(release: Release, *, tools_declared: int) -> int:

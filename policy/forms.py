@@ -30,7 +30,10 @@ STREAMS_MAX = 10_000  # of one tenant; a gateway's sockets end near here
 PATH_CHARACTERS_MAX = 4096  # PATH_MAX of Linux
 TIMEOUT_S_MAX = 86_400  # a connection that waits a day is a leak
 TICK_S_MIN, TICK_S_MAX = Fraction(5, 1000), Fraction(1)  # fdatasync takes milliseconds; readers notice a second
-QUANTUM_BYTES_MIN = 8  # how far a piece is rounded down to whole characters is not coded; from 5 bytes on, UTF-8 pays for it
+BUDGET_BITS_END = 1 << 63  # what a signed 64-bit column of any store holds
+QUANTUM_BYTES_MIN = (
+    8  # how far a piece is rounded down to whole characters is not coded; from 5 bytes on, UTF-8 pays for it
+)
 QUANTUM_BYTES_MAX = 1024  # more would stall ordinary answers between quanta
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -117,7 +120,10 @@ def _quantum_bytes(text: str) -> int:
 
 
 def _bits(text: str) -> int:
-    return 8 * quantity.byte_count(text)
+    bits = 8 * quantity.byte_count(text)
+    if bits >= BUDGET_BITS_END:
+        raise ValueError(f"{quoted(text)} is more than a ledger can count; write at most 1000000TB")
+    return bits
 
 
 def _ledger(text: str) -> rules.SqliteLedger | rules.MemoryLedger:

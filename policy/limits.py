@@ -9,10 +9,10 @@ HEADERS_MAX = 64  # browsers send about 20; more is padding
 MESSAGES_MAX = 2048
 TOOLS_MAX = 128  # the OpenAI limit
 STOP_STRINGS_MAX = 4  # the OpenAI limit
-STOP_STRING_BYTES_MAX = 256
+STOP_STRING_CHARS_MAX = 256
 STEERING_VECTORS_MAX = 16
 CONTRAST_TEXTS_MAX = 256
-CONTRAST_TEXT_BYTES_MAX = 8192
+CONTRAST_TEXT_CHARS_MAX = 8192
 
 # What a backend may send.
 EVENT_BYTES_MAX = 256 * 1024  # one SSE event; a one-token chunk is about 270 bytes, a whole tool call a few KB
@@ -20,6 +20,7 @@ ANSWER_WIRE_BYTES_MAX = 64 * 1024 * 1024  # everything a backend may send for on
 ANSWER_JSON_BYTES_MAX = 8 * 1024 * 1024  # one unstreamed answer
 ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it the backend is not read
 TOOL_CALLS_MAX = 64
+TOOL_ARGUMENTS_BYTES_MAX = 1024 * 1024  # of one call as the backend spells it; its canonical form counts as text
 TOKENS_REPORTED_MAX = 2**31 - 1  # usage integers beyond this are garbage
 UPSTREAM_HEADER_BYTES_MAX = 16 * 1024
 
@@ -33,6 +34,7 @@ TICK_RELEASE_BYTES_MAX = 4096  # one stream, one tick: keeps a burst from starvi
 REQUEST_BODY_S_MAX = 30.0  # a slow body holds a connection, nothing else
 CLIENT_KEEPALIVE_S_MAX = 75.0  # nginx's default; aiohttp's own default is 3630 s
 CLIENT_WRITE_S_MAX = 30.0  # a client that reads nothing for so long is gone
+CLIENT_ANSWER_S_MAX = 3600.0  # beyond the backend's own deadline: a client may read slowly, but not for ever
 DRAIN_S_MAX = 30.0  # after SIGTERM, open answers may finish for this long
 
 # What the process holds.

@@ -59,7 +59,8 @@ class SegmentLog:
     async def close(self) -> None:
         """Finish the frames under way and close the file."""
         await asyncio.to_thread(self._writer.shutdown)
-        self._seal()
+        if not self._failed:  # else the descriptor may be gone already, or be another file's by now
+            self._seal()
 
     def _write(self, frame: bytes) -> None:
         if self._failed:
@@ -92,6 +93,9 @@ class SegmentLog:
 
     def _open_last(self) -> tuple[int, int]:
         segments = sorted(self._directory.glob("*.log"))
+        for number, segment in enumerate(segments):
+            if segment.stem != f"{number:08d}":
+                raise AuditFailed(f"{self._directory}: segment {number:08d}.log is missing; restore it from a copy")
         for segment in segments[:-1]:
             if valid_size(segment) != segment.stat().st_size:
                 raise AuditFailed(f"{segment}: damaged before the end of the log; restore it from a copy")

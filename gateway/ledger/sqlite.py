@@ -53,12 +53,12 @@ class SqliteLedger:
     """The `Ledger` port on one file. Raises `LedgerUnavailable` if the file cannot be opened as a ledger."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._db = apsw.Connection(str(path))
             self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
             self._prepare()
-        except apsw.Error as fault:
+        except (apsw.Error, OSError) as fault:
             raise LedgerUnavailable(f"{path}: {fault}") from fault
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
@@ -143,7 +143,7 @@ class SqliteLedger:
         try:
             with self._db:  # a savepoint: one operation's refusal does not undo its neighbours
                 answer = operation()
-        except (ValueError, KeyError) as refusal:
+        except (ValueError, KeyError, OverflowError) as refusal:
             return future, None, refusal
         return future, answer, None
 

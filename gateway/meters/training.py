@@ -1,8 +1,12 @@
 """Trains the shipped zstd dictionary: `python -m gateway.meters.training OUT`.
 
-Trained only on Python's own documentation (the help topics and the docstrings of the standard library), which people
-wrote: text of a backend in a dictionary would let that backend's later answers point into it for free. The library
-differs between Python versions, so the committed file and its digest are the reference, and this script is its history.
+Trained only on what people wrote for other purposes or for this one: Python's own documentation (the help topics and the
+docstrings of the standard library) for ordinary words, and `corpus.txt`, sample answers written for this project, for the
+turns of phrase of a chat. Text of a backend in a dictionary would let that backend's later answers point into it for free.
+
+The library differs between Python versions, so the committed file and its digest are the reference, and this is its history.
+Measured on 67 answers of SmolLM2 at temperature 0.8 (52,386 bytes, bits a byte): no dictionary 4.13, trained on the
+documentation alone 3.20, this one 2.97.
 """
 
 from __future__ import annotations
@@ -13,15 +17,17 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
-from backports.zstd import train_dict
+from backports.zstd import ZstdDict, finalize_dict, train_dict
 
-DICTIONARY_BYTES = (
-    32 * 1024
-)  # measured: 110 KB saves 4 % more and is a third of the charge of a small budget to publish
+DOCUMENTATION_BYTES = 24 * 1024  # twice as much gains 1 %
+TABLES_BYTES_MAX = 2 * 1024  # the entropy tables in front
+CORPUS_WEIGHT = 10  # how often a sample answer counts beside a page of documentation when the tables are made
+DOCUMENTATION_SAMPLES = 2000
+LEVEL = 15  # for which the tables are made: the meter's
 SAMPLE_BYTES = 1200  # about one chat answer
-SOURCE_BYTES_MAX = 8 * 1024 * 1024
 
 
 def samples() -> Iterator[bytes]:
@@ -58,14 +64,28 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
+def dictionary() -> bytes:
+    """Documentation first and sample answers last: what is nearest to the text is the cheapest to point to."""
+    documentation = list(samples())
+    corpus = files("gateway.meters").joinpath("corpus.txt").read_bytes()
+    content = train_dict(documentation, DOCUMENTATION_BYTES).dict_content + corpus
+    answers = corpus.split(b"\n\n")
+    return finalize_dict(
+        ZstdDict(content, is_raw=True),
+        documentation[:DOCUMENTATION_SAMPLES] + answers * CORPUS_WEIGHT,
+        len(content) + TABLES_BYTES_MAX,
+        LEVEL,
+    ).dict_content
+
+
 def main() -> None:
     """Write the dictionary and print its digest."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="where to write the dictionary")
     out: Path = parser.parse_args().out
-    dictionary = train_dict(list(samples()), DICTIONARY_BYTES).dict_content
-    out.write_bytes(dictionary)
-    sys.stdout.write(f"{len(dictionary)} bytes, sha256 {hashlib.sha256(dictionary).hexdigest()}\n")
+    data = dictionary()
+    out.write_bytes(data)
+    sys.stdout.write(f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}\n")
 
 
 if __name__ == "__main__":

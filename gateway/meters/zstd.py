@@ -32,17 +32,19 @@ class ZstdMeter:
             CompressionParameter.checksum_flag: 0,
             CompressionParameter.dict_id_flag: 0,
         }
-        # One compressor for all texts: making one costs more than compressing an answer. Each frame stands for itself.
-        self._compressor = ZstdCompressor(options=options, zstd_dict=ZstdDict(data).as_digested_dict)
-        self._busy = threading.Lock()  # long texts are settled in a thread
+        self._options = options
+        self._dictionary = ZstdDict(data).as_digested_dict
+        self._own = threading.local()  # one compressor a thread: making one costs more than compressing an answer
 
     def text_bits(self, text: bytes) -> int:
         """See `Meter.text_bits`."""
-        with self._busy:
-            frame = self._compressor.compress(text, mode=ZstdCompressor.FLUSH_FRAME)
+        compressor: ZstdCompressor | None = getattr(self._own, "compressor", None)
+        if compressor is None:
+            compressor = self._own.compressor = ZstdCompressor(options=self._options, zstd_dict=self._dictionary)
+        frame = compressor.compress(text, mode=ZstdCompressor.FLUSH_FRAME)
         return BITS_PER_BYTE * (len(frame) - MAGIC_BYTES)
 
 
 def shipped_dictionary() -> bytes:
-    """The dictionary that comes with the gateway; docs/dictionary.md says what it was trained on."""
+    """The dictionary that comes with the gateway; `gateway.meters.training` is how it was made."""
     return files("gateway.meters").joinpath("english.dict").read_bytes()

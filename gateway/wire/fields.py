@@ -14,7 +14,7 @@ from policy.limits import (
     ANSWER_BYTES_MAX,
     BYTES_PER_TOKEN_MAX,
     STEERING_VECTORS_MAX,
-    STOP_STRING_BYTES_MAX,
+    STOP_STRING_CHARS_MAX,
     STOP_STRINGS_MAX,
 )
 from policy.refusal import Reason, Refused
@@ -24,7 +24,7 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
 TokensMax = Annotated[int, Meta(ge=1, le=1_000_000)]
-Stop = Annotated[str, Meta(min_length=1, max_length=STOP_STRING_BYTES_MAX)]
+Stop = Annotated[str, Meta(min_length=1, max_length=STOP_STRING_CHARS_MAX)]
 Stops = Annotated[list[Stop], Meta(max_length=STOP_STRINGS_MAX)]
 
 # Fields that clients send and the gateway does not allow, with the reason. Anything else unknown is refused by name.

@@ -126,9 +126,9 @@ class StreamDecoder:
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Events of the chunk's complete SSE events. Raises `Malformed` after those before the fault, however split."""
-        texts: list[
-            str
-        ] = []  # an engine sends an event a token: those that are text alone are joined before they go on
+        if self._done:
+            return
+        texts: list[str] = []  # an event a token: those that are text alone are joined before they go on
         try:
             for body in self._bodies(chunk):
                 text = _only_text(body)
@@ -149,8 +149,6 @@ class StreamDecoder:
             yield from self._closing.events()
 
     def _bodies(self, chunk: bytes) -> Iterator[Body]:
-        if self._done:
-            return
         for data in self._parser.feed(chunk[: self._room_bytes]):
             if data == b"[DONE]":
                 self._done = True

@@ -30,7 +30,7 @@ class EventParser:
                 yield block[6:]  # nearly every event of every engine
             elif (data := _data_of(block)) is not None:
                 yield data
-        if len(self._buffer) > EVENT_BYTES_MAX:
+        if len(self._buffer.removesuffix(b"\n")) > EVENT_BYTES_MAX:
             raise Malformed(f"event over {EVENT_BYTES_MAX} bytes")
 
     def _normalise(self, chunk: bytes) -> bytes:

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.fields import Handle, upstream_handle
 from policy.canonical import Event, Finish, Malformed, Numbers
-from policy.limits import ANSWER_JSON_BYTES_MAX, CONTRAST_TEXT_BYTES_MAX, CONTRAST_TEXTS_MAX
+from policy.limits import ANSWER_JSON_BYTES_MAX, CONTRAST_TEXT_CHARS_MAX, CONTRAST_TEXTS_MAX
 from policy.refusal import Reason, Refused
 from policy.release import Outcome, Release
 
@@ -26,7 +26,7 @@ STATISTIC_STEPS_PER_UNIT = 100
 STATISTIC_MAX = 1e6
 PROGRESS_STEPS = 100
 
-Text = Annotated[str, Meta(min_length=1, max_length=CONTRAST_TEXT_BYTES_MAX)]
+Text = Annotated[str, Meta(min_length=1, max_length=CONTRAST_TEXT_CHARS_MAX)]
 Texts = Annotated[list[Text], Meta(min_length=1, max_length=CONTRAST_TEXTS_MAX)]
 
 

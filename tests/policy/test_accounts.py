@@ -7,6 +7,7 @@ import pytest
 from policy.accounts import Accounts
 from policy.claims import claim_table
 from policy.document import parse
+from policy.mistakes import Mistakes
 from policy.rules import Policy
 
 DAY = 86_400
@@ -36,7 +37,7 @@ tenants:
     keys: [sha256:%s]
     models: [big]
     budget: {window: 1h, bytes: 1KiB}
-""" % ("aa" * 32, "bb" * 32)
+""" % ("aa" * 32, "bb" * 32)  # noqa: UP031  YAML is full of braces
 THEFT_BITS = {"big": 4_000_000, "small": 16_000}
 
 
@@ -125,3 +126,10 @@ def test_theft_under_a_lifetime_budget_below_what_a_thief_needs_is_impossible_an
     big, small = claim_table(policy, {"big": 1_000_000, "small": 1000})
     assert not big.own.is_possible
     assert small.own.is_possible
+
+
+@pytest.mark.parametrize("size", ["2000000TB", "999999999999TiB"])
+def test_no_budget_is_larger_than_what_a_ledger_counts(size):
+    """Bits are integers below 2**63 in every store: a larger limit must be a mistake here and not a fault there."""
+    assert isinstance(parse(POLICY.replace("100B", size), name="weir.yaml"), Mistakes)
+    assert isinstance(parse(POLICY.replace("1KiB", size), name="weir.yaml"), Mistakes)

@@ -140,7 +140,7 @@ class PurseAgainstIntegers(RuleBasedStateMachine):
             assert self.purse.balance_bits(name) + self.purse.reserved_bits(name) + spent == self.granted[name]
 
 
-PurseAgainstIntegers.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+PurseAgainstIntegers.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestPurse = PurseAgainstIntegers.TestCase
 
 

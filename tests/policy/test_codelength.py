@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -40,7 +40,7 @@ def test_elias_delta_lengths_are_those_of_the_code_and_the_code_is_prefix_free()
     words = [elias_delta_code(number) for number in range(1, 2000)]
     assert [len(word) for word in words] == [elias_delta_bits(number) for number in range(1, 2000)]
     ordered = sorted(words)
-    assert not any(longer.startswith(word) for word, longer in zip(ordered, ordered[1:], strict=False))
+    assert not any(longer.startswith(word) for word, longer in pairwise(ordered))
 
 
 def test_elias_delta_satisfies_kraft_for_every_number_below_2_to_the_64():
@@ -138,9 +138,7 @@ def endings_mass(*, text_bytes_max: int, tools: int, argument_bytes_max: int) ->
         ending = Ending(outcome=outcome, tool_calls=made, usage=usage, numbers=numbers)
         bits = ending_bits(idle_ticks=0, text_bytes=0, ending=ending, tools_declared=tools)
         total += ways * mass(bits)
-    with_text = sum(
-        texts_mass(length) * mass(elias_delta_bits(length + 1)) for length in range(text_bytes_max + 1)
-    )
+    with_text = sum(texts_mass(length) * mass(elias_delta_bits(length + 1)) for length in range(text_bytes_max + 1))
     return total * with_text / mass(elias_delta_bits(1))
 
 

@@ -1,0 +1,73 @@
+"""When the hold of an open answer runs short: bits from the ledger, or a new hold where a budget's window has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.leases import Leases
+from gateway.metrics import Metrics
+from gateway.ports import LedgerUnavailable
+from gateway.session import Budget, BudgetGone, Session, closing_bits
+
+
+class Refills:
+    """Runs beside the tick, which must never wait for a store."""
+
+    def __init__(
+        self, *, leases: Leases, metrics: Metrics, enlist: Callable[[Session], None], log: Callable[..., None]
+    ) -> None:
+        self._leases = leases
+        self._metrics = metrics
+        self._enlist = enlist
+        self._log = log
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, session: Session) -> None:
+        """The session is `Budget.SHORT`; when it is `OPEN` or `SPENT` again, the tick is told."""
+        task = asyncio.create_task(self._refill(session))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _refill(self, session: Session) -> None:
+        try:
+            if {account.id for account in session.accounts()} == {account.id for account in session.hold.accounts}:
+                await self._extend(session)
+            else:
+                await self._renew(session)
+        except LedgerUnavailable as fault:
+            self._metrics.ledger_errors.inc()
+            self._log("ledger unavailable", error=str(fault))
+            session.budget = Budget.SPENT
+        self._enlist(session)
+
+    async def _extend(self, session: Session) -> None:
+        over = await self._leases.fill(session.hold.accounts, bits=session.shortfall_bits)
+        if over is None:
+            session.budget = Budget.OPEN
+        else:
+            session.hold.extend_with_rest()  # nothing should be stranded; a hold that was closed meanwhile takes nothing
+            session.budget = Budget.SPENT
+
+    async def _renew(self, session: Session) -> None:
+        """Under the accounts of the new window. What the answer holds in accounts that stay is moved, not doubled."""
+        accounts, before = session.accounts(), {account.id for account in session.hold.accounts}
+        least_bits = closing_bits(ticks_max=session.ticks_max)
+        wanted_bits = max(least_bits, session.hold.left_bits)
+        fresh = tuple(account for account in accounts if account.id not in before)
+        await self._leases.fill(fresh, bits=wanted_bits)
+        # No await from here: what the old hold gives back cannot be taken by anybody else.
+        if session.hold.closed:
+            return
+        purse = self._leases.purse
+        kept_bits = session.hold.left_bits
+        session.hold.close()
+        affordable_bits = min(purse.balance_bits(account.id) for account in accounts)
+        hold = purse.reserve(accounts, min(max(wanted_bits, kept_bits), affordable_bits))
+        assert hold is not None
+        if hold.left_bits < least_bits:
+            hold.close()
+            session.fail(BudgetGone())
+            return
+        session.renew(hold)
+        session.budget = Budget.OPEN

@@ -1,0 +1,103 @@
+"""What every audit log promises: durable on return, in order, and after a failure never again."""
+
+import asyncio
+
+import pytest
+
+from gateway.audit import segments
+from gateway.audit.segments import SegmentLog, leaves
+from gateway.ports import AuditFailed
+from gateway.record import Closed, Entry, LeaseGranted, Refusals, Stopped
+
+
+class Segments:
+    """The segment log, with a way to read it back and a way to break its disk."""
+
+    def __init__(self, directory, monkeypatch):
+        self.directory = directory
+        self._monkeypatch = monkeypatch
+
+    def open(self):
+        return SegmentLog(self.directory)
+
+    def read(self):
+        return list(leaves(self.directory))
+
+    def break_disk(self):
+        def fails(fd):
+            raise OSError(5, "Input/output error")
+
+        self._monkeypatch.setattr(segments.os, "fdatasync", fails)
+
+
+@pytest.fixture(params=[Segments])
+def store(request, tmp_path, monkeypatch):
+    return request.param(tmp_path / "audit", monkeypatch)
+
+
+def at(*times):
+    return [Entry(Stopped(at_ms=time)) for time in times]
+
+
+async def test_on_return_the_entries_can_be_read_without_closing(store):
+    log = store.open()
+    await log.append(at(1, 2))
+    assert [leaf["at_ms"] for leaf in store.read()] == [1, 2]
+    await log.close()
+
+
+async def test_entries_are_in_the_order_in_which_they_were_appended_even_at_once(store):
+    log = store.open()
+    await asyncio.gather(*(log.append(at(number)) for number in range(50)))
+    await log.close()
+    assert [leaf["at_ms"] for leaf in store.read()] == list(range(50))
+
+
+async def test_a_log_is_taken_up_again_where_it_ended(store):
+    for time in range(3):
+        log = store.open()
+        await log.append(at(time))
+        await log.close()
+    assert [leaf["at_ms"] for leaf in store.read()] == [0, 1, 2]
+
+
+async def test_every_field_of_a_leaf_is_kept_exactly(store):
+    log = store.open()
+    await log.append([
+        Entry(LeaseGranted(at_ms=1, lease="l", bits={"model:m/lifetime/ever": 2**62 + 1})),
+        Entry(Closed(at_ms=2, answer="a", outcome=None, text_bytes=3, charged_bits=4)),
+        Entry(Refusals(at_ms=3, counts={"over_budget": 5})),
+    ])  # fmt: skip
+    await log.close()
+    assert store.read() == [
+        {"type": "lease_granted", "at_ms": 1, "lease": "l", "bits": {"model:m/lifetime/ever": 2**62 + 1}},
+        {"type": "closed", "at_ms": 2, "answer": "a", "outcome": None, "text_bytes": 3, "charged_bits": 4},
+        {"type": "refusals", "at_ms": 3, "counts": {"over_budget": 5}},
+    ]
+
+
+async def test_content_is_kept_sealed_or_not_at_all(store):
+    log = store.open()
+    await log.append([Entry(Stopped(at_ms=1), b"what the client said")])
+    await log.close()
+    for file in store.directory.rglob("*"):
+        assert b"what the client said" not in file.read_bytes()
+
+
+async def test_after_a_failure_every_append_fails(store):
+    log = store.open()
+    await log.append(at(1))
+    store.break_disk()
+    for _ in range(2):
+        with pytest.raises(AuditFailed):
+            await log.append(at(2))
+    await log.close()
+
+
+async def test_appends_behind_a_failure_fail_with_it(store):
+    log = store.open()
+    await log.append(at(0))
+    store.break_disk()
+    results = await asyncio.gather(*(log.append(at(number)) for number in range(5)), return_exceptions=True)
+    assert [type(result) for result in results] == [AuditFailed] * 5
+    await log.close()

@@ -1,0 +1,263 @@
+"""The log on disk: in order, durable before anything leaves, cut only where a crash can have torn it."""
+
+import os
+import struct
+import zlib
+
+import msgspec
+import pytest
+
+from gateway.audit import segments
+from gateway.audit.segments import MAGIC, MARKER, SegmentLog, frames, leaves
+from gateway.ports import AuditFailed
+from gateway.record import Entry, Opened, Stopped
+
+SECRET = "what the client said"
+
+
+def entry(number: int) -> Entry:
+    return Entry(Stopped(at_ms=number), SECRET.encode())
+
+
+async def write(directory, *numbers: int) -> None:
+    log = SegmentLog(directory)
+    for number in numbers:
+        await log.append([entry(number)])
+    await log.close()
+
+
+def numbers(directory) -> list[int]:
+    return [leaf["at_ms"] for leaf in leaves(directory)]
+
+
+def only(directory):
+    (segment,) = directory.glob("*.log")
+    return segment
+
+
+async def test_leaves_are_on_disk_in_the_order_in_which_they_were_appended(tmp_path):
+    log = SegmentLog(tmp_path)
+    await log.append([entry(1), entry(2)])
+    await log.append([entry(3)])
+    assert numbers(tmp_path) == [1, 2, 3]
+    await log.close()
+    await write(tmp_path, 4)
+    assert numbers(tmp_path) == [1, 2, 3, 4]
+
+
+async def test_one_batch_is_one_frame_and_one_flush(tmp_path, monkeypatch):
+    flushes = []
+    log = SegmentLog(tmp_path)
+    await log.append([entry(0)])
+    monkeypatch.setattr(segments.os, "fdatasync", lambda fd: flushes.append(len(numbers(tmp_path))))
+    await log.append([entry(n) for n in range(1, 101)])
+    assert flushes == [101], "flushed once, after all of it was written"
+    await log.close()
+
+
+async def test_no_word_of_a_prompt_or_an_answer_is_in_the_files(tmp_path):
+    log = SegmentLog(tmp_path)
+    opened = Opened(at_ms=1, answer="a", tenant="t", model="m", route="/r", seed=1, request_bytes=5)
+    await log.append([entry(1), Entry(opened, SECRET.encode())])
+    await log.close()
+    for file in tmp_path.rglob("*"):
+        assert SECRET.encode() not in file.read_bytes()
+
+
+async def test_the_directory_and_its_files_are_for_the_gateway_alone(tmp_path):
+    directory = tmp_path / "deep" / "audit"
+    await write(directory, 1)
+    assert directory.stat().st_mode & 0o077 == 0
+    assert only(directory).stat().st_mode & 0o077 == 0
+
+
+async def test_a_tail_torn_at_any_byte_is_cut_and_the_log_goes_on(tmp_path):
+    await write(tmp_path, 1, 2)
+    data = only(tmp_path).read_bytes()
+    ends = [end for end, _ in frames(data)]
+    for size in range(len(data)):
+        only(tmp_path).write_bytes(data[:size])
+        await write(tmp_path, 9)
+        kept = sum(end <= size for end in ends)
+        assert numbers(tmp_path) == [*[1, 2][:kept], 9], size
+
+
+async def test_garbage_in_place_of_the_last_frame_is_cut(tmp_path):
+    await write(tmp_path, 1, 2)
+    data = bytearray(only(tmp_path).read_bytes())
+    data[-3] ^= 0xFF
+    only(tmp_path).write_bytes(data)
+    await write(tmp_path, 9)
+    assert numbers(tmp_path) == [1, 9]
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 4096])
+async def test_zeros_that_a_power_cut_left_at_the_end_are_cut(tmp_path, size):
+    """File systems extend a file before they write its blocks: a tail of zeros is what a torn write often looks like."""
+    await write(tmp_path, 1)
+    with only(tmp_path).open("ab") as file:
+        file.write(bytes(size))
+    await write(tmp_path, 9)
+    assert numbers(tmp_path) == [1, 9]
+
+
+async def test_damage_before_the_tail_refuses_to_start_and_deletes_nothing(tmp_path):
+    """A broken frame with whole frames after it was not torn by a crash: cutting there would destroy what follows."""
+    await write(tmp_path, 1, 2, 3)
+    data = bytearray(only(tmp_path).read_bytes())
+    first, second, _ = [end for end, _ in frames(bytes(data))]
+    data[second - 2] ^= 0x01
+    only(tmp_path).write_bytes(data)
+    with pytest.raises(AuditFailed):
+        SegmentLog(tmp_path)
+    assert only(tmp_path).read_bytes() == bytes(data)
+    assert first < second
+
+
+@pytest.mark.parametrize("flip", [len(MAGIC) + 1, len(MAGIC) + 5, len(MAGIC) + 12])
+async def test_damage_in_an_earlier_segment_refuses_to_start(tmp_path, monkeypatch, flip):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    await write(tmp_path, 1, 2, 3)
+    first = min(tmp_path.glob("*.log"))
+    data = bytearray(first.read_bytes())
+    data[flip] ^= 0x01
+    first.write_bytes(data)
+    with pytest.raises(AuditFailed, match="damaged"):
+        SegmentLog(tmp_path)
+
+
+async def test_a_torn_earlier_segment_refuses_to_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    await write(tmp_path, 1, 2, 3)
+    first = min(tmp_path.glob("*.log"))
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(AuditFailed, match="damaged"):
+        SegmentLog(tmp_path)
+
+
+async def test_a_file_that_is_no_segment_refuses_to_start(tmp_path):
+    (tmp_path / "00000000.log").write_bytes(b"hello there")
+    with pytest.raises(AuditFailed, match="not an audit segment"):
+        SegmentLog(tmp_path)
+
+
+async def test_a_length_beyond_any_batch_is_not_believed(tmp_path):
+    await write(tmp_path, 1)
+    with only(tmp_path).open("ab") as file:
+        file.write(struct.pack("<4sII", MARKER, 1 << 31, 0))
+    await write(tmp_path, 9)
+    assert numbers(tmp_path) == [1, 9]
+
+
+async def test_a_full_segment_is_followed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    await write(tmp_path, 1, 2, 3)
+    names = sorted(path.name for path in tmp_path.glob("*.log"))
+    assert names == ["00000000.log", "00000001.log", "00000002.log"]
+    assert numbers(tmp_path) == [1, 2, 3]
+    await write(tmp_path, 4)
+    assert numbers(tmp_path) == [1, 2, 3, 4]
+
+
+async def test_a_crash_between_creating_a_segment_and_writing_to_it_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    await write(tmp_path, 1)
+    for size in range(len(MAGIC) + 1):
+        (tmp_path / "00000001.log").write_bytes(MAGIC[:size])
+        await write(tmp_path, 2)
+        assert numbers(tmp_path) == [1, 2], size
+
+
+async def test_a_segments_name_is_durable_before_its_first_frame(tmp_path, monkeypatch):
+    synced = []
+    directory = tmp_path.stat().st_ino
+    monkeypatch.setattr(segments.os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    monkeypatch.setattr(segments.os, "fdatasync", lambda fd: synced.append("data"))
+    await write(tmp_path, 1)
+    assert synced.index(directory) < synced.index("data")
+
+
+def failing(monkeypatch, name):
+    def fails(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(segments.os, name, fails)
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "pwrite"])
+async def test_after_a_failure_of_the_disk_nothing_is_ever_recorded_again(tmp_path, monkeypatch, call):
+    log = SegmentLog(tmp_path)
+    await log.append([entry(1)])
+    failing(monkeypatch, call)
+    with pytest.raises(AuditFailed, match="No space left"):
+        await log.append([entry(2)])
+    monkeypatch.undo()
+    with pytest.raises(AuditFailed, match="failed before"):
+        await log.append([entry(3)])
+    await log.close()
+    assert 3 not in numbers(tmp_path)
+
+
+async def test_a_rotation_that_fails_is_a_failure_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    log = SegmentLog(tmp_path)
+    await log.append([entry(1)])
+    failing(monkeypatch, "open")
+    with pytest.raises(AuditFailed):
+        await log.append([entry(2)])
+    monkeypatch.undo()
+    with pytest.raises(AuditFailed, match="failed before"):
+        await log.append([entry(2)])
+    await log.close()
+
+
+async def test_a_write_that_takes_only_part_is_continued(tmp_path, monkeypatch):
+    log = SegmentLog(tmp_path)
+    whole = segments.os.pwrite
+    monkeypatch.setattr(segments.os, "pwrite", lambda fd, data, offset: whole(fd, data[:7000], offset))
+    await log.append([entry(1)])
+    await log.close()
+    assert numbers(tmp_path) == [1]
+
+
+async def test_a_directory_that_cannot_be_made_is_a_failure_of_the_log(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(AuditFailed):
+        SegmentLog(tmp_path / "file" / "audit")
+
+
+async def test_a_crash_leaves_the_space_laid_out_ahead_and_the_log_goes_on_after_its_last_frame(tmp_path):
+    log = SegmentLog(tmp_path)
+    await log.append([entry(1)])
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    (crashed / "00000000.log").write_bytes(only(tmp_path).read_bytes())
+    await log.close()
+    assert (crashed / "00000000.log").stat().st_size > only(tmp_path).stat().st_size
+    await write(crashed, 2)
+    assert numbers(crashed) == [1, 2]
+
+
+async def test_a_batch_larger_than_what_is_laid_out_at_a_time_is_one_frame_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "LAID_OUT_BYTES", 64)
+    log = SegmentLog(tmp_path)
+    for start in range(0, 200, 50):
+        await log.append([entry(n) for n in range(start, start + 50)])
+    await log.close()
+    assert numbers(tmp_path) == list(range(200))
+
+
+async def test_frames_hold_a_marker_a_length_a_checksum_and_one_leaf_a_line(tmp_path):
+    log = SegmentLog(tmp_path)
+    await log.append([entry(1), entry(2)])
+    await log.close()
+    data = only(tmp_path).read_bytes()
+    assert data.startswith(MAGIC)
+    marker, length, checksum = struct.unpack_from("<4sII", data, len(MAGIC))
+    payload = data[len(MAGIC) + 12 :]
+    assert marker == MARKER
+    assert (len(payload), zlib.crc32(payload)) == (length, checksum)
+    assert [msgspec.json.decode(line) for line in payload.split(b"\n")] == [
+        {"type": "stopped", "at_ms": 1},
+        {"type": "stopped", "at_ms": 2},
+    ]

@@ -1,0 +1,265 @@
+"""What is read of a backend's answer, what is skipped unread, and what is no answer at all."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.wire import generation
+from gateway.wire.generation import StreamDecoder, WholeDecoder, steering_body
+from policy.canonical import Finish, Malformed, Numbers, TextDelta, TokenIds, ToolCallDelta, UsageReport
+from policy.limits import ANSWER_JSON_BYTES_MAX, EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
+from policy.release import Outcome, Usage
+
+
+def stream(*bodies, done=True) -> bytes:
+    lines = [body if isinstance(body, str) else json.dumps(body) for body in bodies] + (["[DONE]"] if done else [])
+    return b"".join(b"data: " + line.encode() + b"\n\n" for line in lines)
+
+
+def chunk(finish=None, **delta):
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+def decode(decoder, *chunks: bytes):
+    """All events, and the fault if there was one."""
+    events, fault = [], None
+    try:
+        for part in chunks:
+            events.extend(decoder.feed(part))
+        events.extend(decoder.eof())
+    except Malformed as malformed:
+        fault = str(malformed)
+    return events, fault
+
+
+def joined(events):
+    """Neighbouring texts as one: where they were split means nothing."""
+    out = []
+    for event in events:
+        if isinstance(event, TextDelta) and out and isinstance(out[-1], TextDelta):
+            out[-1] = TextDelta(out[-1].text + event.text)
+        else:
+            out.append(event)
+    return out
+
+
+def read(*chunks: bytes, usage=True):
+    events, fault = decode(StreamDecoder(usage=usage), *chunks)
+    return joined(events), fault
+
+
+def whole(body, *, usage=True):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return decode(WholeDecoder(usage=usage), data)
+
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 4}
+STEERING = {"applied": {"prompt_tokens": 1, "generated_tokens": 2, "layers": [0, 3]}, "relative_dose": 0.1234}
+
+
+def test_a_streamed_answer_is_its_text_and_then_what_is_said_once():
+    answer = stream(chunk(content="a"), chunk(content="b"), chunk("stop"), {"choices": [], "usage": USAGE})
+    usage = Usage(prompt_tokens=3, completion_tokens=4)
+    assert read(answer) == ([TextDelta("ab"), UsageReport(usage), Finish(Outcome.STOP)], None)
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [chunk(content="hello"), {**chunk("length"), "usage": USAGE}],
+        [{**chunk(content="hello"), "usage": USAGE}, chunk("length")],
+        [chunk(content="hello"), chunk("length"), {"choices": [], "usage": USAGE}, {"choices": []}],
+        [chunk("length", content="hello"), {"usage": USAGE}],
+        [chunk(role="assistant", content=""), chunk(role="assistant", content="hel"), chunk(content="lo"),
+         chunk("length"), chunk("stop"), {"usage": USAGE}],
+        [{"choices": [{"text": "hello"}]}, {"choices": [{"text": "", "finish_reason": "length"}], "usage": USAGE}],
+    ],
+)  # fmt: skip
+def test_where_a_backend_puts_its_usage_role_and_finish_makes_no_difference(bodies):
+    usage = UsageReport(Usage(prompt_tokens=3, completion_tokens=4))
+    assert read(stream(*bodies)) == ([TextDelta("hello"), usage, Finish(Outcome.LENGTH)], None)
+
+
+def test_usage_that_the_policy_drops_is_not_read():
+    assert read(stream(chunk("stop"), {"usage": USAGE}), usage=False) == ([Finish(Outcome.STOP)], None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"),
+    [
+        ("stop", Outcome.STOP),
+        ("length", Outcome.LENGTH),
+        ("tool_calls", Outcome.TOOL_CALLS),
+        ("function_call", Outcome.TOOL_CALLS),
+        ("content_filter", Outcome.STOP),
+        ("secret-0451", Outcome.STOP),
+    ],
+)
+def test_a_finish_reason_is_one_of_three_whatever_an_engine_invents(reason, outcome):
+    assert read(stream(chunk(reason)))[0] == [Finish(outcome)]
+
+
+def test_unknown_fields_say_nothing():
+    noisy = chunk(content="a", reasoning="secret", extra={"deep": [1]})
+    noisy |= {"id": "secret", "system_fingerprint": "secret", "created": 1, "logprobs": {"a": 1}}
+    assert read(stream(noisy, chunk("stop"))) == read(stream(chunk(content="a"), chunk("stop")))
+
+
+def test_tool_calls_come_in_parts_by_index_or_by_position():
+    one = chunk(tool_calls=[{"index": 0, "id": "x", "function": {"name": "f", "arguments": "{"}}])
+    two = chunk(tool_calls=[{"index": 0, "function": {"arguments": "}"}}, {"index": 1, "function": {"name": "g"}}])
+    events, fault = read(stream(one, two, chunk("tool_calls")))
+    assert fault is None
+    assert events == [
+        ToolCallDelta(0, "f", "{"),
+        ToolCallDelta(0, None, "}"),
+        ToolCallDelta(1, "g", ""),
+        Finish(Outcome.TOOL_CALLS),
+    ]
+    message = {"tool_calls": [{"function": {"name": "f"}}, {"function": {"name": "g"}}]}
+    events, _ = whole({"choices": [{"message": message, "finish_reason": "stop"}]})
+    assert [event.index for event in events[:2]] == [0, 1]
+
+
+def test_token_ids_are_for_the_record():
+    body = {"choices": [{"delta": {"content": "a"}, "token_ids": [1, 2]}]}
+    assert read(stream(body, chunk("stop")))[0] == [TextDelta("a"), TokenIds((1, 2)), Finish(Outcome.STOP)]
+
+
+def test_steering_statistics_become_integers_and_are_rendered_from_them():
+    events, _ = read(stream({**chunk("stop"), "steering": STEERING}))
+    assert events == [Numbers((1, 2, 0b1001, 123)), Finish(Outcome.STOP)]
+    assert steering_body((1, 2, 0b1001, 123), fingerprint="ff") == {
+        "fingerprint": "ff",
+        "applied": {"prompt_tokens": 1, "generated_tokens": 2, "layers": [0, 3]},
+        "relative_dose": 0.123,
+    }
+
+
+BROKEN = [
+    "garbage",
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"choices": {}}',
+    '{"choices": [{"index": 1, "delta": {"content": "a"}}]}',
+    '{"choices": [{"index": -1}]}',
+    '{"choices": [{}, {}]}',
+    '{"choices": [{"delta": {"content": 7}}]}',
+    '{"choices": [{"delta": {"content": "\\ud800"}}]}',
+    '{"choices": [{"delta": {"tool_calls": [{}]}}]}',
+    '{"choices": [{"token_ids": [-1]}]}',
+    '{"error": {"message": "x"}}',
+    '{"error": ' + "[" * 100_000,
+    '{"deep": ' + "[" * 100_000,
+    '{"usage": {"prompt_tokens": -1}}',
+    '{"usage": {"prompt_tokens": 1e99}}',
+    '{"usage": {"prompt_tokens": ' + str(TOKENS_REPORTED_MAX + 1) + "}}",
+    '{"usage": {"prompt_tokens": NaN}}',
+    '{"steering": {"applied": {"prompt_tokens": 1, "generated_tokens": 1, "layers": [1024]}, "relative_dose": 1}}',
+    '{"steering": {"applied": {"prompt_tokens": 1, "generated_tokens": 1, "layers": []}, "relative_dose": -1}}',
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
+def test_what_is_no_answer_is_malformed_after_the_text_before_it(broken):
+    before = stream(chunk(content="before"), done=False)
+    events, fault = read(before + stream(broken, chunk("stop")))
+    assert events == [TextDelta("before")]
+    assert fault is not None
+    if broken:
+        assert whole(broken.encode())[1] is not None
+
+
+def test_an_invalid_byte_in_text_is_malformed():
+    events, fault = read(stream(chunk(content="a"), done=False) + b'data: {"choices":[{"text":"\xff"}]}\n\n')
+    assert events == [TextDelta("a")]
+    assert fault is not None
+
+
+def test_a_stream_without_done_is_no_whole_answer():
+    assert read(stream(chunk(content="a"), chunk("stop"), done=False)) == (
+        [TextDelta("a")],
+        "the stream ended before [DONE]",
+    )
+
+
+def test_a_stream_without_a_finish_is_no_whole_answer():
+    assert read(stream(chunk(content="a"))) == ([TextDelta("a")], "the answer has no finish_reason")
+    assert whole({"choices": [{"message": {"content": "a"}}]})[1] == "the answer has no finish_reason"
+
+
+def test_what_follows_done_is_not_read():
+    events, fault = read(stream(chunk("stop")) + stream(chunk(content="late")) + b"garbage\n\n")
+    assert (events, fault) == ([Finish(Outcome.STOP)], None)
+
+
+ANSWER = (
+    stream(chunk(content="héllo"), done=False).replace(b"\n\n", b"\r\n\r\n")
+    + b": comment\n\n"
+    + stream(
+        chunk(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": "{}"}}]),
+        chunk(content="😀"),
+        {**chunk("stop"), "usage": USAGE},
+    )
+)
+
+
+def test_every_split_of_an_answer_gives_the_same_events():
+    expected = read(ANSWER)
+    assert expected[1] is None
+    for cut in range(len(ANSWER) + 1):
+        assert read(ANSWER[:cut], ANSWER[cut:]) == expected
+
+
+@settings(max_examples=150)
+@given(st.integers(0, len(ANSWER)), st.binary(max_size=12), st.lists(st.integers(0, len(ANSWER) + 12), max_size=5))
+def test_a_fault_gives_the_same_events_however_the_bytes_before_it_were_split(at, garbage, cuts):
+    data = ANSWER[:at] + garbage + ANSWER[at + len(garbage) :]
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    parts = [data[a:b] for a, b in itertools.pairwise(edges)]
+    assert read(*parts) == read(data)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200))
+def test_no_bytes_do_anything_but_events_or_malformed(data):
+    decode(StreamDecoder(usage=True), b"data: " + data + b"\n\n")
+    decode(WholeDecoder(usage=True), data)
+
+
+def test_more_bytes_than_any_answer_has_are_malformed_after_the_events_within_the_limit(monkeypatch):
+    first = stream(chunk(content="a"), done=False)
+    monkeypatch.setattr(generation, "ANSWER_WIRE_BYTES_MAX", len(first) + 5)
+    for parts in ([first + b"x" * 6], [first, b"x" * 6], [first[:3], first[3:] + b"xxx", b"xxx"]):
+        events, fault = read(*parts)
+        assert events == [TextDelta("a")]
+        assert "on the wire" in fault
+
+
+def test_comments_alone_do_not_go_on_for_ever(monkeypatch):
+    monkeypatch.setattr(generation, "ANSWER_WIRE_BYTES_MAX", 10_000)
+    events, fault = read(*[b": keep alive\n\n"] * 1000)
+    assert events == []
+    assert "on the wire" in fault
+
+
+def test_one_event_over_the_limit_is_malformed():
+    assert read(stream(chunk(content="x" * EVENT_BYTES_MAX)))[1] is not None
+
+
+def test_a_whole_answer_over_the_limit_is_malformed_at_once():
+    decoder = WholeDecoder(usage=True)
+    decoder.feed(b" " * ANSWER_JSON_BYTES_MAX)
+    with pytest.raises(Malformed, match="over"):
+        decoder.feed(b" ")
+
+
+def test_a_whole_answer_is_one_body_however_it_was_split():
+    body = json.dumps({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": USAGE}).encode()
+    assert decode(WholeDecoder(usage=True), *(bytes([byte]) for byte in body)) == whole(body)
+    assert whole(body)[1] is None
