@@ -200,6 +200,7 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.tick.run())
             tasks.create_task(self.settler.run())
+            tasks.create_task(self.settler.score())
             tasks.create_task(self._keep_house())
 
     async def _drain(self, sites: Sequence[web.BaseSite], core: asyncio.Task[None]) -> None:

@@ -9,7 +9,7 @@ from policy.release import Outcome
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles the page and helps nobody
 TICK_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
-SETTLING_CODES = ("zstd",)  # every code but raw
+CODES = ("raw", "zstd", "language_model")
 REQUEST_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -36,13 +36,16 @@ class Metrics:
         )
         self.sent_wire = Counter("weir_sent_wire_bytes", "Body bytes sent to clients, envelope included.", registry=r)
         self.charged_bits = Counter(
-            "weir_charged_bits",
-            "Bits charged, by code: raw at release; the others at settlement, for the answers that they settled.",
+            "weir_charged_bits", "Bits charged at release, by the raw code.", ["model", "tenant", "code"], registry=r
+        )
+        self.settled_bits = Counter(
+            "weir_settled_bits",
+            "What answers cost after a step of their settlement, by the code that it chose.",
             ["model", "tenant", "code"],
             registry=r,
         )
         self.refunded_bits = Counter(
-            "weir_refunded_bits", "Bits refunded by settlement.", ["model", "tenant", "code"], registry=r
+            "weir_refunded_bits", "Bits given back by settlement.", ["model", "tenant", "code"], registry=r
         )
         self.budget_limit = Gauge(
             "weir_budget_limit_bits", "Limit of a budget.", ["owner", "name", "window"], registry=r
@@ -93,7 +96,12 @@ class Metrics:
             registry=r,
         )
         self.ledger_errors = Counter("weir_ledger_errors", "Times the ledger did not answer.", registry=r)
-        self.settle_backlog = Gauge("weir_settle_backlog_answers", "Closed answers waiting to be settled.", registry=r)
+        self.settle_backlog = Gauge(
+            "weir_settle_backlog_answers", "Closed answers waiting to be settled, by code.", ["code"], registry=r
+        )
+        self.scorer_errors = Counter(
+            "weir_scorer_errors", "Answers or batches that the scorer did not score, by kind.", ["kind"], registry=r
+        )
         self.reloads = Counter("weir_config_reloads", "Policy reloads by result.", ["result"], registry=r)
         self.reload_ok = Gauge("weir_config_last_reload_successful", "1 if the last reload was taken.", registry=r)
         self.reload_at = Gauge(
@@ -120,14 +128,14 @@ class AnswerMetrics:
 
     __slots__ = (
         "_outcomes",
+        "_refunded_bits",
+        "_settled_bits",
         "duration",
         "first_release",
         "in_flight",
         "raw_bits",
-        "refunded_bits",
         "released_bits",
         "released_text",
-        "settled_bits",
     )
 
     def __init__(self, metrics: Metrics, model: str, tenant: str) -> None:
@@ -137,8 +145,8 @@ class AnswerMetrics:
         self.in_flight = metrics.in_flight.labels(model)
         self.duration = metrics.request_duration.labels(model)
         self.first_release = metrics.first_release.labels(model)
-        self.settled_bits = {code: metrics.charged_bits.labels(model, tenant, code) for code in SETTLING_CODES}
-        self.refunded_bits = {code: metrics.refunded_bits.labels(model, tenant, code) for code in SETTLING_CODES}
+        self._settled_bits = {code: metrics.settled_bits.labels(model, tenant, code) for code in CODES}
+        self._refunded_bits = {code: metrics.refunded_bits.labels(model, tenant, code) for code in CODES}
         self._outcomes = {
             outcome: metrics.requests.labels(model, tenant, outcome.value if outcome is not None else "client_gone")
             for outcome in (*Outcome, None)
@@ -149,6 +157,11 @@ class AnswerMetrics:
         self.raw_bits.inc(bits)
         self.released_text.inc(text_bytes)
         self.released_bits.inc(8 * text_bytes)
+
+    def settled(self, *, code: str, refunded_bits: int, charged_bits: int) -> None:
+        """One step of a settlement: what it gave back, and what the answer costs now."""
+        self._refunded_bits[code].inc(refunded_bits)
+        self._settled_bits[code].inc(charged_bits)
 
     def ended(self, outcome: Outcome | None) -> None:
         """One answer is over; `outcome` is None if the client went away."""

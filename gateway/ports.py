@@ -175,3 +175,26 @@ class Client(Protocol):
 
 class ClientGone(Exception):
     """The client went away or stopped reading. What was charged stays charged."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToScore:
+    """A text that left, and the request that it answers, as it was sent upstream."""
+
+    request: bytes
+    text: bytes
+
+
+class ScorerFailed(Exception):
+    """No scores for this batch: the scorer is away, late, or talks nonsense. `kind` is a closed word for metrics."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class Scorer(Protocol):
+    """The trusted process that knows the public language model."""
+
+    async def score(self, items: Sequence[ToScore]) -> Sequence[int | None]:
+        """Codelengths in bits, rounded up, given the requests; None where there is none. Raises `ScorerFailed`."""

@@ -39,6 +39,7 @@ from policy.limits import ANSWER_PENDING_BYTES_MAX, CLIENT_ANSWER_S_MAX, FLOW_BL
 from policy.refusal import Reason, Refused
 from policy.release import Outcome
 from policy.rules import Model, Tenant
+from policy.ticks import CHOICE_BITS
 
 REJECTION_BODY_BYTES_MAX = 64 * 1024  # how much of a backend's 4xx is read for its error code
 TICKS_MARGIN = 2  # the ticks under way when an answer is opened and when its deadline comes
@@ -150,7 +151,7 @@ class Relay:
             opened_tick=self._tick.now,
             opened_s=self._clock.monotonic_s(),
             ticks_max=ticks_max,
-            surcharge_bits=choice_bits(len(serving.policy.meters)),
+            surcharge_bits=choice_bits(len(serving.policy.meters)) + CHOICE_BITS,
             changed=self._tick.enlist,
         )
 

@@ -27,6 +27,7 @@ from policy.codelength import (
 )
 from policy.limits import FLOW_BLOCK_BYTES
 from policy.release import Ending, Outcome, Release
+from policy.ticks import TickSymbols
 
 # What a piece or the ending may cost beyond its bytes and its slot: kind, sizes of up to 2**21, tool flags, outcome.
 _FRAMING_BITS_MAX = 1 + elias_delta_bits(1 << 21) + 16
@@ -78,6 +79,8 @@ class Session:
         self.budget = Budget.OPEN
         self.whole = whole
         self.charged_bits = 0
+        self.text_bits = 0  # what the text costs, as far as it has been settled
+        self.ticks = TickSymbols()
         self.text = bytearray()  # what left, for settling: text, then tool arguments
         self.ending: Ending | None = None
         self.begun = False  # whether the client has been sent anything
@@ -241,7 +244,10 @@ class Session:
 
     def _keep(self, release: Release) -> None:
         self.text += release.text.encode()
-        if release.ending is not None:
+        if release.ending is None:
+            self.ticks.piece(idle_ticks=release.idle_ticks, quanta=release.quanta)
+        else:
+            self.ticks.end(idle_ticks=release.idle_ticks)
             self.ending = release.ending
             for call in release.ending.tool_calls:
                 self.text += call.arguments.encode()

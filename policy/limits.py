@@ -41,5 +41,10 @@ DRAIN_S_MAX = 30.0  # after SIGTERM, open answers may finish for this long
 CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut
 CLIENT_CONNECTIONS_MAX = 10_000
 UPSTREAM_CONNECTIONS_MAX = 4096
+SETTLE_QUEUE_ANSWERS_MAX = 1024  # long texts waiting for a thread; beyond it an answer keeps its raw charge
+SCORE_BATCH_ANSWERS_MAX = (
+    16  # in one question to the scorer: enough to fill its batches, few enough to answer in seconds
+)
+SCORE_QUEUE_BYTES_MAX = 16 * 1024 * 1024  # texts waiting for the scorer; beyond it an answer keeps its zstd charge
 SETTLE_INLINE_BYTES_MAX = 16 * 1024  # zstd takes about 1 ms for this; longer texts are settled off the event loop
 LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it

@@ -14,6 +14,7 @@ from math import ceil, lgamma, log
 
 from policy.codelength import elias_delta_bits
 
+CHOICE_BITS = 1  # which of the two codes describes an answer's ticks; owed by every answer
 QUANTA_CLASSES = 8  # 1 to 7 quanta a tick, and "more", which is followed by an Elias delta code
 _GUARD_BITS = 2.0**-20  # lgamma is good to about 1e-13 here; this is owed for it on top
 
@@ -56,6 +57,10 @@ class TickSymbols:
     def fixed_bits(self) -> int:
         """What the fixed codes have charged for these symbols."""
         return self._fixed_bits
+
+    def saving_bits(self) -> int:
+        """What the adaptive code gives back of that, if anything."""
+        return max(self._fixed_bits - self.adaptive_bits(), 0)
 
     def adaptive_bits(self) -> int:
         """The whole sequence under the adaptive code, rounded up once: silences, end or piece, quanta."""

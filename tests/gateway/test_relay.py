@@ -10,6 +10,7 @@ from gateway.record import Closed, LeaseGranted, Opened, Released, Settled
 from policy.codelength import parting_bits
 from policy.limits import ANSWER_PENDING_BYTES_MAX
 from policy.refusal import Reason, Refused
+from policy.ticks import CHOICE_BITS
 
 
 async def test_one_request_is_reserved_opened_asked_charged_recorded_and_only_then_written(fakes):
@@ -18,8 +19,8 @@ async def test_one_request_is_reserved_opened_asked_charged_recorded_and_only_th
         client = await house.ask([fakes.said("hello")])
     assert house.trace == [
         ("ask", "/v1/chat/completions"),
-        ("charge", 8 * 5 + 1 + 1 + 5 + 1 + 1 + 2 + 1),
-        ("charge", 8 * 5 + 1 + 1 + 5 + 1 + 1 + 2 + 1),
+        ("charge", 8 * 5 + 1 + 1 + 5 + 1 + 1 + 2 + 1 + CHOICE_BITS),
+        ("charge", 8 * 5 + 1 + 1 + 5 + 1 + 1 + 2 + 1 + CHOICE_BITS),
         ("record", "LeaseGranted"),
         ("record", "Opened"),
         ("record", "Released"),
