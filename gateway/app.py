@@ -20,6 +20,7 @@ from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
 from gateway.edge.admin import AdminServer
 from gateway.edge.public import PublicServer
+from gateway.edge.scorer import HttpScorer
 from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
 from gateway.leases import Leases
@@ -75,7 +76,10 @@ class Gateway:
         self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush)
         self._refills = Refills(leases=self.leases, metrics=self.metrics, enlist=self.tick.enlist, log=log.problem)
         meters = _meters(policy)
-        self.settler = Settler(meters=meters, clock=self.clock, metrics=self.metrics, record=self.tick.record)
+        self._scorer = HttpScorer(policy.scorer) if policy.scorer is not None else None
+        self.settler = Settler(
+            meters=meters, scorer=self._scorer, clock=self.clock, metrics=self.metrics, record=self.tick.record
+        )
         self.relay = Relay(
             leases=self.leases,
             tick=self.tick,
@@ -225,6 +229,8 @@ class Gateway:
         for upstream in (*self.relay.upstreams.values(), *self._retired):
             assert isinstance(upstream, HttpUpstream)
             await upstream.close()
+        if self._scorer is not None:
+            await self._scorer.close()
         await self.ledger.close()
         await self._audit.close()
         log.event("stopped")
@@ -335,7 +341,7 @@ def _codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
 
 def _unchangeable(before: Policy, after: Policy) -> list[str]:
     """What a reload cannot change, because open answers or files depend on it."""
-    names = ("listen", "admin", "release", "meters", "audit", "ledger")
+    names = ("listen", "admin", "release", "meters", "scorer", "audit", "ledger")
     return [name for name in names if getattr(before, name) != getattr(after, name)]
 
 

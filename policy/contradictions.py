@@ -26,6 +26,11 @@ def contradictions(document: Outline) -> Iterator[tuple[Path, str]]:
     meters = [_text(meter) for _, meter in Outline.members(document.at("meters"))]
     if meters and "raw" not in meters:
         yield ("meters",), "must name raw: every answer is charged raw when it leaves, other meters refund"
+    has_scorer = document.at("scorer") is not NOTHING
+    if "language_model" in meters and not has_scorer:
+        yield ("meters", meters.index("language_model")), "needs a `scorer:` to ask; see docs/policy.md"
+    if has_scorer and "language_model" not in meters:
+        yield ("scorer",), "is not asked, because `meters` does not name language_model"
     for index, meter in enumerate(meters):
         if meter in meters[:index]:
             yield ("meters", index), f"{quoted(meter)} is already listed"

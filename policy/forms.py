@@ -166,6 +166,7 @@ _Compression = Annotated[
     _value(quantity.compression),
     WithJsonSchema({"type": "number", "minimum": 1, "maximum": quantity.COMPRESSION_MAX}),
 ]
+_CodeOrNone = Annotated[str | None, _value(quantity.code_digest), _pattern(quantity.CODE_PATTERN)]
 _Key = Annotated[str, _value(quantity.key_digest), _pattern(quantity.DIGEST_PATTERN)]
 _Ledger = Annotated[rules.SqliteLedger | rules.MemoryLedger, _value(_ledger), _pattern("^(sqlite:.+|memory)$")]
 _ModelName = Annotated[str, AfterValidator(_name)]
@@ -187,7 +188,7 @@ _Schedule = Annotated[
 ]
 _Meter = Annotated[
     str,
-    _value(_choice(*rules.METERS, unavailable={"language_model": "that meter", "replay": "that meter"})),
+    _value(_choice(*rules.METERS, unavailable={"replay": "that meter"})),
     WithJsonSchema({"enum": list(rules.METERS)}),
 ]
 _AnswerTokens = Annotated[
@@ -324,6 +325,14 @@ class ReleaseForm(_Form):
         return rules.Release(schedule=self.schedule, tick_s=self.tick, quantum_bytes=self.quantum)
 
 
+class ScorerForm(_Form):
+    address: _Upstream = Field(description="Where `python -m inference score` listens")
+    code: _CodeOrNone = Field(None, description="Its code's digest; a scorer with another one is not believed")
+
+    def rule(self) -> rules.Scorer:
+        return rules.Scorer(address=self.address, code=self.code)
+
+
 class AuditForm(_Form):
     directory: _Text = Field(rules.AUDIT_DIRECTORY, description="Where the log of everything released is kept")
 
@@ -338,8 +347,9 @@ class PolicyForm(_Form):
     tenants: Annotated[dict[_TenantName, TenantForm], MinLen(1), MaxLen(TENANTS_MAX)] = Field(description="By name")
     release: ReleaseForm = Field(default_factory=ReleaseForm, description="How answers leave")
     meters: Annotated[list[_Meter], MinLen(1)] = Field(
-        list(rules.METERS), description="Codes that answers are charged under"
+        list(rules.METERS_DEFAULT), description="Codes that answers are charged under"
     )
+    scorer: ScorerForm | None = Field(None, description="The process that language_model asks")
     audit: AuditForm = Field(default_factory=AuditForm, description="The record of everything released")
     ledger: _Ledger = Field(
         default_factory=rules.SqliteLedger,
@@ -355,6 +365,7 @@ class PolicyForm(_Form):
             tenants=MappingProxyType({name: form.rule(name) for name, form in self.tenants.items()}),
             release=self.release.rule(),
             meters=tuple(meter for meter in rules.METERS if meter in self.meters),
+            scorer=self.scorer.rule() if self.scorer is not None else None,
             audit=self.audit.rule(),
             ledger=self.ledger,
             digest="",

@@ -27,6 +27,7 @@ BYTES = {
 }  # fmt: skip
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
+CODE_PATTERN = r"^[0-9a-fA-F]{64}$"
 DIGEST_PATTERN = r"^sha256:([0-9a-fA-F]{64})$"
 PERCENTAGE_PATTERN = rf"^({_DECIMAL})%$"
 DURATION_PATTERN = rf"^({_DECIMAL})({'|'.join(SECONDS)})$"
@@ -129,6 +130,13 @@ def whole_number(text: str, *, most: int) -> int:
 
 def answer_tokens(text: str) -> int:
     return whole_number(text, most=ANSWER_TOKENS_MAX)
+
+
+def code_digest(text: str) -> str:
+    """64 hex digits, as `python -m inference score` prints them → in lower case."""
+    if not re.fullmatch(CODE_PATTERN, text):
+        raise ValueError(f"{quoted(text)} is not the digest of a code; ask the scorer for GET /code")
+    return text.lower()
 
 
 def key_digest(text: str) -> str:

@@ -16,7 +16,12 @@ ANSWER_TOKENS_MAX = 4096
 ANSWER_TOKENS_DEFAULT = 512
 AUDIT_DIRECTORY = "./var/audit"
 LEDGER_PATH = "./var/ledger.db"
-METERS = ("raw", "zstd")  # in the order of the pipeline; a policy's meters are a subset that holds "raw"
+METERS_DEFAULT = ("raw", "zstd")
+METERS = (
+    "raw",
+    "zstd",
+    "language_model",
+)  # in the order of the pipeline; a policy's meters are a subset that holds "raw"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +140,14 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """The trusted process that knows the public language model."""
+
+    address: str  # http://host:port or unix:/path
+    code: str | None = None  # digest of its code; a scorer with another one is not believed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     directory: str = AUDIT_DIRECTORY
 
@@ -156,7 +169,8 @@ class Policy:
     models: Mapping[str, Model]
     tenants: Mapping[str, Tenant]
     release: Release = field(default_factory=Release)
-    meters: tuple[str, ...] = METERS
+    meters: tuple[str, ...] = METERS_DEFAULT
+    scorer: Scorer | None = None  # set exactly if the meters name language_model
     audit: Audit = field(default_factory=Audit)
     ledger: SqliteLedger | MemoryLedger = field(default_factory=SqliteLedger)
     digest: str  # rules_digest of all the fields above

@@ -240,14 +240,14 @@ def test_one_mistake_is_answered_by_its_place_and_what_to_write(right, wrong, li
         (SMALL + "release: {tick: 1ms}\n", "14:17: release.tick: '1ms' must be from 5ms to 1s"),
         (SMALL + "release: {quantum: 2kB}\n", "14:20: release.quantum: '2kB' must be from 8B to 1024B"),
         (SMALL + "release: {quantum: 4B}\n", "14:20: release.quantum: '4B' must be from 8B to 1024B"),
-        (SMALL + "meters: [raw, replay]\n", "14:15: meters[1]: 'replay': that meter is not available in this version; write raw or zstd"),
+        (SMALL + "meters: [raw, replay]\n", "14:15: meters[1]: 'replay': that meter is not available in this version; write raw or zstd or language_model"),
         (SMALL + "meters: [zstd]\n", "14:9: meters: must name raw: every answer is charged raw when it leaves, other meters refund"),
         (SMALL + "meters: [raw, raw]\n", "14:15: meters[1]: 'raw' is already listed"),
         (SMALL + "ledger: postgresql://db\n", "14:9: ledger: PostgreSQL ledgers are not available in this version; write sqlite:<path> or memory"),
         (SMALL + "ledger: redis\n", "14:9: ledger: 'redis' is not a ledger; write sqlite:./var/ledger.db or memory"),
         (SMALL + "audit: {auditors: []}\n", "14:9: audit.auditors: unknown key 'auditors'; known here: directory"),
         (SMALL + "audit:\n", "14:7: audit: must be a mapping, that is, lines of `key: value`"),
-        (SMALL + "licence: {}\n", "14:1: licence: unknown key 'licence'; known here: listen, admin, models, tenants, release, meters, audit, ledger"),
+        (SMALL + "licence: {}\n", "14:1: licence: unknown key 'licence'; known here: listen, admin, models, tenants, release, meters, scorer, audit, ledger"),
         ("", "1:1: the document is empty"),
         ("12", "1:1: must be a mapping, that is, lines of `key: value`"),
         (SMALL + "---\na: b\n", "14:1: a second document begins here; a policy is one document"),
@@ -524,3 +524,20 @@ def test_every_policy_in_the_reference_parses():
     assert documents
     for document in documents:
         policy(document)
+
+
+def test_a_language_model_meter_needs_a_scorer_and_a_scorer_needs_the_meter() -> None:
+    scorer = "scorer: {address: unix:/run/weir/score.sock, code: " + "AB" * 32 + "}\n"
+    assert mistakes(SMALL + "meters: [raw, language_model]\n") == [
+        "weir.yaml:14:15: meters[1]: needs a `scorer:` to ask; see docs/policy.md"
+    ]
+    (line,) = mistakes(SMALL + scorer)
+    assert "scorer: is not asked, because `meters` does not name language_model" in line
+    policy = parse(SMALL + "meters: [raw, zstd, language_model]\n" + scorer, name="weir.yaml")
+    assert isinstance(policy, rules.Policy)
+    assert policy.scorer == rules.Scorer(address="unix:/run/weir/score.sock", code="ab" * 32)
+
+
+def test_the_digest_of_a_code_is_64_hex_digits() -> None:
+    text = SMALL + "meters: [raw, language_model]\nscorer: {address: unix:/s, code: abc}\n"
+    assert mistakes(text) == ["weir.yaml:15:34: scorer.code: 'abc' is not the digest of a code; ask the scorer for GET /code"]
