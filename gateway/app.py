@@ -16,6 +16,7 @@ from aiohttp import web
 
 from gateway import log
 from gateway.audit.segments import SegmentLog
+from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
 from gateway.edge.admin import AdminServer
@@ -105,6 +106,14 @@ class Gateway:
             metrics=self.metrics,
             in_flight=lambda: self.relay.in_flight,
         )
+        self.claims = Claims(
+            serving=lambda: self.serving,
+            ledger=self.ledger,
+            leases=self.leases,
+            clock=self.clock,
+            metrics=self.metrics,
+            codes=self.codes,
+        )
         self.public = PublicServer(
             relay=self.relay,
             serving=lambda: self.serving,
@@ -114,7 +123,12 @@ class Gateway:
             metrics=self.metrics,
             started_s=self._started_s,
         )
-        self._admin = AdminServer(registry=self.metrics.registry, status=self.status.snapshot, unready=self._unready)
+        self._admin = AdminServer(
+            registry=self.metrics.registry,
+            status=self.status.snapshot,
+            claims=self.claims.document,
+            unready=self._unready,
+        )
 
     async def run(self, *, signals: bool = True) -> None:
         """Serve until stopped, then drain. Raises `AuditFailed` as soon as something cannot be recorded."""

@@ -152,6 +152,16 @@ class AnswerMetrics:
             for outcome in (*Outcome, None)
         }
 
+    @property
+    def charged_so_far(self) -> int:
+        """Bits charged at release since this process began."""
+        return int(self.raw_bits._value.get())  # noqa: SLF001  the client has no public way to read a counter
+
+    @property
+    def refunded_so_far(self) -> int:
+        """Bits given back by settlement since this process began."""
+        return sum(int(counter._value.get()) for counter in self._refunded_bits.values())  # noqa: SLF001
+
     def released(self, *, bits: int, text_bytes: int) -> None:
         """One release left."""
         self.raw_bits.inc(bits)

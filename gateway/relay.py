@@ -144,6 +144,7 @@ class Relay:
                 quantum_bytes=release.quantum_bytes,
                 answer_bytes_max=call.answer_bytes_max,
                 tools_declared=call.tools_declared,
+                reasoning=call.reasoning,
             ),
             whole=whole,
             hold=hold,
@@ -229,7 +230,7 @@ class Relay:
             refused = refusal_of(release.ending) if release.ending is not None else None
             if not session.begun:
                 session.metrics.first_release.observe(self._age_s(session))
-                if refused is not None and not release.text:
+                if refused is not None and not release.spoken:
                     await client.refuse(refused)  # nothing has been said yet, so the status can still say it
                     return
                 await client.begin(status=call.status, content_type=call.renderer.content_type, stream=call.stream)

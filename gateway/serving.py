@@ -56,6 +56,9 @@ def serving(policy: Policy, *, parameters: Mapping[str, int]) -> Serving:
             model.name: ModelRules(
                 name=model.name,
                 usage=model.usage == "charge",
+                reasoning=model.reasoning == "release",
+                embeddings=model.embeddings,
+                dimensions=model.dimensions,
                 token_ids=model.record_token_ids,
                 tokens_max=model.answer_tokens_max,
                 tokens_default=model.answer_tokens_default,

@@ -18,6 +18,7 @@ from policy.budget import Account, Hold
 from policy.canonical import Answer
 from policy.codelength import (
     BITS_PER_BYTE,
+    SWITCH_BITS_MAX,
     elias_delta_bits,
     ending_bits,
     parting_bits,
@@ -81,7 +82,7 @@ class Session:
         self.charged_bits = 0
         self.text_bits = 0  # what the text costs, as far as it has been settled
         self.ticks = TickSymbols()
-        self.text = bytearray()  # what left, for settling: text, then tool arguments
+        self.text = bytearray()  # what left, for settling: reasoning, text, tool arguments
         self.ending: Ending | None = None
         self.begun = False  # whether the client has been sent anything
         self.renewed = False  # whether the hold was exchanged at a window's edge
@@ -176,7 +177,7 @@ class Session:
             answer=self.identity.id,
             tick=tick,
             idle_ticks=idle_ticks,
-            text_bytes=len(release.text.encode()),
+            text_bytes=len(release.spoken.encode()),
             charged_bits=bits,
             outcome=release.ending.outcome.value if release.ending is not None else None,
         )
@@ -224,7 +225,7 @@ class Session:
     def _afford_quanta(self, quanta: int, idle_ticks: int) -> bool:
         """Whether so many quanta can leave with the price of an ending still in hand; extends the hold by blocks."""
         bits = piece_bits(idle_ticks=idle_ticks, quanta=quanta, text_bytes=quanta * self.answer.quantum_bytes)
-        needed_bits = bits + self._surcharge_bits + self._closing_bits
+        needed_bits = bits + self._surcharge_bits + self._switch_bits_max + self._closing_bits
         while self.hold.left_bits < needed_bits:
             if not self.hold.extend(BITS_PER_BYTE * FLOW_BLOCK_BYTES):
                 return self.hold.extend(needed_bits - self.hold.left_bits)
@@ -232,18 +233,22 @@ class Session:
 
     def _affordable_bytes(self, idle_ticks: int) -> int:
         """How much text may still leave together with the ending. A budget is spent to its last whole byte."""
-        left_bits = self.hold.left_bits - self._surcharge_bits
+        left_bits = self.hold.left_bits - self._surcharge_bits - self._switch_bits_max
         text_bytes = max(left_bits // BITS_PER_BYTE, 0)
         while text_bytes > 0 and _cut_bits(idle_ticks, text_bytes) > left_bits:
             text_bytes -= 1
         return text_bytes
 
     @property
+    def _switch_bits_max(self) -> int:
+        return SWITCH_BITS_MAX if self.answer.switching else 0
+
+    @property
     def _closing_bits(self) -> int:
         return closing_bits(ticks_max=self.ticks_max)
 
     def _keep(self, release: Release) -> None:
-        self.text += release.text.encode()
+        self.text += release.spoken.encode()
         if release.ending is None:
             self.ticks.piece(idle_ticks=release.idle_ticks, quanta=release.quanta)
         else:

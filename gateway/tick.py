@@ -84,7 +84,7 @@ class Tick:
             charged = session.collect(due, at_ms=at_ms)
             if charged is not None:
                 release, leaf = charged
-                self._entries.append(Entry(leaf, release.text.encode()))
+                self._entries.append(Entry(leaf, release.spoken.encode()))
                 session.metrics.released(bits=leaf.charged_bits, text_bytes=leaf.text_bytes)
                 releases.append((session, release))
             elif session.budget is Budget.SHORT:

@@ -49,6 +49,10 @@ class Accounts:
                     found[account.id] = account
         return tuple(found.values())
 
+    def of_model(self, model: str, *, now_s: float) -> tuple[Account, ...]:
+        """The model's own accounts, in the order of its budgets."""
+        return tuple(self._of_model(self._policy.models[model], now_s))
+
     def theft_bits(self, model: str) -> int:
         """W: the bits a thief needs, under the policy's assumed compression."""
         return self._theft_bits[model]

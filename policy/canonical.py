@@ -1,7 +1,9 @@
 """Backend events to releases: the one form in which an answer may leave, whatever bytes the backend chose to say it in.
 
-Text leaves in order, in whole quanta, never splitting a UTF-8 character. Tool calls leave together with the ending, in
-call order, their arguments as canonical JSON. Two backends that say the same thing by the same tick give the same release.
+Text leaves in order, in whole quanta, never splitting a UTF-8 character. Reasoning, where policy releases it, leaves
+before the text as part of the same quanta; what of it comes after text has begun is dropped. Tool calls leave together with
+the ending, in call order, their arguments as canonical JSON; so do embeddings. Two backends that say the same thing by the
+same tick give the same release.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 from msgspec import Struct
 
 from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_ARGUMENTS_BYTES_MAX, TOOL_CALLS_MAX
-from policy.release import Ending, Outcome, Release, ToolCall, Usage
+from policy.release import Ending, Outcome, Release, ToolCall, Usage, Vectors
 
 
 class Malformed(ValueError):
@@ -20,6 +22,12 @@ class Malformed(ValueError):
 
 class TextDelta(Struct, frozen=True):
     """More text of the answer."""
+
+    text: str
+
+
+class ReasoningDelta(Struct, frozen=True):
+    """More of what the model thinks before it answers."""
 
     text: str
 
@@ -50,13 +58,19 @@ class Numbers(Struct, frozen=True):
     values: tuple[int, ...]
 
 
+class Embedded(Struct, frozen=True):
+    """All embeddings, at once."""
+
+    vectors: Vectors
+
+
 class TokenIds(Struct, frozen=True):
     """The sampled ids, for the sealed record only. They never leave."""
 
     ids: tuple[int, ...]
 
 
-Event = TextDelta | ToolCallDelta | Finish | UsageReport | Numbers | TokenIds
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish | UsageReport | Numbers | Embedded | TokenIds
 
 
 def whole_characters(data: bytes | bytearray, size: int) -> int:
@@ -102,21 +116,31 @@ class Answer:
         "_finish",
         "_numbers",
         "_pending",
+        "_reasoning",
         "_room",
+        "_switched",
+        "_texted",
         "_usage",
+        "_vectors",
         "quantum_bytes",
         "token_ids",
     )
 
-    def __init__(self, *, quantum_bytes: int, answer_bytes_max: int, tools_declared: frozenset[str]) -> None:
+    def __init__(
+        self, *, quantum_bytes: int, answer_bytes_max: int, tools_declared: frozenset[str], reasoning: bool = False
+    ) -> None:
         self.quantum_bytes = quantum_bytes
         self._room = answer_bytes_max  # bytes the backend may still add before the gateway ends the answer itself
         self._declared = tools_declared
+        self._reasoning = bytearray()  # what is pending of it; the text follows it
         self._pending = bytearray()
+        self._texted = False  # text was taken in: no reasoning is taken in any more
+        self._switched = not reasoning  # text was released: no release has reasoning any more
         self._calls: list[tuple[str, bytearray]] = []
         self._finish: Outcome | None = None
         self._usage: Usage | None = None
         self._numbers: tuple[int, ...] | None = None
+        self._vectors: Vectors | None = None
         self.token_ids: list[int] = []
 
     def add(self, event: Event) -> None:
@@ -126,6 +150,8 @@ class Answer:
         match event:
             case TextDelta(text=text):
                 self._add_text(text)
+            case ReasoningDelta(text=text):
+                self._add_reasoning(text)
             case ToolCallDelta():
                 self._add_call(event)
             case Finish(outcome=outcome):
@@ -134,6 +160,8 @@ class Answer:
                 self._usage = usage
             case Numbers(values=values):
                 self._numbers = values
+            case Embedded(vectors=vectors):
+                self._vectors = vectors
             case TokenIds(ids=ids):
                 self.token_ids.extend(ids)
 
@@ -141,7 +169,7 @@ class Answer:
         """The gateway ends the answer. What the backend said before keeps its place; its own finish stands if it came first."""
         if self._finish is None:
             self._finish = outcome
-            self._usage, self._numbers = None, numbers
+            self._usage, self._numbers, self._vectors = None, numbers, None
 
     @property
     def finished(self) -> bool:
@@ -155,60 +183,77 @@ class Answer:
 
     def drop_text(self) -> None:
         """Nothing of an unstreamed answer leaves if it did not come to its end."""
+        self._reasoning.clear()
         self._pending.clear()
 
     @property
     def pending_bytes(self) -> int:
-        """Text taken in and not yet released."""
-        return len(self._pending)
+        """Reasoning and text taken in and not yet released."""
+        return len(self._reasoning) + len(self._pending)
+
+    @property
+    def switching(self) -> bool:
+        """Whether the next release may turn from reasoning to text, which has a price of up to `SWITCH_BITS_MAX`."""
+        return not self._switched
 
     @property
     def ready(self) -> bool:
         """Whether the next tick has something to release."""
-        return self._finish is not None or len(self._pending) >= self.quantum_bytes
+        return self._finish is not None or self.pending_bytes >= self.quantum_bytes
 
     @property
     def quanta_now(self) -> int:
         """How many whole quanta the next piece announces."""
-        return min(len(self._pending), TICK_RELEASE_BYTES_MAX) // self.quantum_bytes
+        return min(self.pending_bytes, TICK_RELEASE_BYTES_MAX) // self.quantum_bytes
 
     @property
     def last_piece(self) -> bool:
         """Whether the next release is the ending: the backend has finished and what is left fits one tick."""
-        return self._finish is not None and len(self._pending) <= TICK_RELEASE_BYTES_MAX
+        return self._finish is not None and self.pending_bytes <= TICK_RELEASE_BYTES_MAX
 
     def take(self, *, idle_ticks: int, quanta: int) -> Release:
-        """Release `quanta` quanta of text, rounded down to whole characters."""
-        return Release(idle_ticks=idle_ticks, quanta=quanta, text=self._take_text(quanta * self.quantum_bytes))
+        """Release `quanta` quanta of reasoning and text, rounded down to whole characters."""
+        reasoning, text = self._take_words(quanta * self.quantum_bytes)
+        return Release(idle_ticks=idle_ticks, quanta=quanta, text=text, reasoning=reasoning)
 
     def take_ending(self, *, idle_ticks: int) -> Release:
         """Release all that is left, and the ending."""
         assert self._finish is not None
-        text = self._take_text(len(self._pending))
+        reasoning, text = self._take_words(self.pending_bytes)
         outcome, calls = self._with_calls(self._finish)
-        ending = Ending(outcome=outcome, tool_calls=calls, usage=self._usage, numbers=self._numbers)
-        return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=ending)
+        ending = Ending(
+            outcome=outcome, tool_calls=calls, usage=self._usage, numbers=self._numbers, vectors=self._vectors
+        )
+        return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=ending, reasoning=reasoning)
 
     def preview_ending(self, *, idle_ticks: int) -> Release:
         """What `take_ending` would release, with nothing taken: its price decides whether it may."""
-        kept = bytes(self._pending)
+        kept = bytes(self._reasoning), bytes(self._pending), self._switched
         release = self.take_ending(idle_ticks=idle_ticks)
-        self._pending[:] = kept
+        self._reasoning[:], self._pending[:], self._switched = kept
         return release
 
     def cut(self, *, idle_ticks: int, text_bytes: int) -> Release:
         """End for want of budget: at most `text_bytes` more bytes of text leave, and nothing that came after them."""
-        text = self._take_text(text_bytes)
-        self._pending.clear()
-        return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=Ending(outcome=Outcome.BUDGET))
+        reasoning, text = self._take_words(text_bytes)
+        self.drop_text()
+        ending = Ending(outcome=Outcome.BUDGET)
+        return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=ending, reasoning=reasoning)
 
     def _add_text(self, text: str) -> None:
-        data = _encode(text)
+        self._texted = self._texted or bool(text)
+        self._pending += self._within_room(_encode(text))
+
+    def _add_reasoning(self, text: str) -> None:
+        if not self._texted and not self._switched:
+            self._reasoning += self._within_room(_encode(text))
+
+    def _within_room(self, data: bytes) -> bytes:
         if len(data) > self._room:
             data = data[: whole_characters(data, self._room)]
             self._finish = Outcome.LENGTH
         self._room -= len(data)
-        self._pending += data
+        return data
 
     def _add_call(self, delta: ToolCallDelta) -> None:
         if delta.index == len(self._calls):
@@ -237,8 +282,16 @@ class Answer:
             return Outcome.LENGTH, ()
         return Outcome.TOOL_CALLS, calls
 
-    def _take_text(self, size: int) -> str:
-        size = whole_characters(self._pending, size)
-        text = self._pending[:size].decode()
-        del self._pending[:size]
-        return text
+    def _take_words(self, size: int) -> tuple[str | None, str]:
+        """Up to `size` bytes: reasoning first, then text. No reasoning but None once an earlier release had text."""
+        reasoning = None if self._switched else _take(self._reasoning, size)
+        text = "" if self._reasoning else _take(self._pending, size - len((reasoning or "").encode()))
+        self._switched = self._switched or bool(text)
+        return reasoning, text
+
+
+def _take(pending: bytearray, size: int) -> str:
+    size = whole_characters(pending, size)
+    text = pending[:size].decode()
+    del pending[:size]
+    return text

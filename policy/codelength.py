@@ -6,7 +6,8 @@ A charge must be at least -log2 of the probability that one fixed, consistent me
 
 from __future__ import annotations
 
-from policy.release import Ending, Outcome, Release, Usage
+from policy.limits import ANSWER_BYTES_MAX
+from policy.release import Ending, Outcome, Release, Usage, Vectors
 
 BITS_PER_BYTE = 8
 
@@ -57,7 +58,7 @@ def ending_bits(*, idle_ticks: int, text_bytes: int, ending: Ending, tools_decla
         for call in ending.tool_calls:
             size_bytes = len(call.arguments.encode())
             bits += choice_bits(tools_declared) + elias_delta_bits(size_bytes + 1) + BITS_PER_BYTE * size_bytes
-    return bits + usage_bits(ending.usage) + numbers_bits(ending.numbers)
+    return bits + usage_bits(ending.usage) + numbers_bits(ending.numbers) + vectors_bits(ending.vectors)
 
 
 def parting_bits(*, idle_ticks: int) -> int:
@@ -81,14 +82,35 @@ def numbers_bits(numbers: tuple[int, ...] | None) -> int:
     return elias_delta_bits(len(row) + 1) + sum(elias_delta_bits(number + 1) for number in row)
 
 
+def vectors_bits(vectors: Vectors | None) -> int:
+    """Embeddings, raw. That there are any follows from the outcome, how many from the request, of what kind from policy."""
+    if vectors is None:
+        return 0
+    dimensions = len(vectors.rows[0])
+    length_bits = elias_delta_bits(dimensions) if vectors.dimensions_coded else 0
+    return length_bits + vectors.bits * dimensions * len(vectors.rows)
+
+
+def switch_bits(release: Release) -> int:
+    """Where reasoning turns into text: while it has not, one bit a release says whether it does, then after which byte."""
+    if release.reasoning is None:
+        return 0
+    return 1 + (elias_delta_bits(len(release.reasoning.encode()) + 1) if release.text else 0)
+
+
+SWITCH_BITS_MAX = 1 + elias_delta_bits(ANSWER_BYTES_MAX + 1)
+
+
 def release_bits(release: Release, *, tools_declared: int) -> int:
     """The raw charge of one release at one tick, in whole bits."""
-    text_bytes = len(release.text.encode())
+    text_bytes = len(release.spoken.encode())
     if release.ending is not None:
-        return ending_bits(
+        bits = ending_bits(
             idle_ticks=release.idle_ticks, text_bytes=text_bytes, ending=release.ending, tools_declared=tools_declared
         )
-    return piece_bits(idle_ticks=release.idle_ticks, quanta=release.quanta, text_bytes=text_bytes)
+    else:
+        bits = piece_bits(idle_ticks=release.idle_ticks, quanta=release.quanta, text_bytes=text_bytes)
+    return bits + switch_bits(release)
 
 
 def silence_bits_max(*, ticks_max: int) -> int:

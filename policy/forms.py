@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from policy import quantity, rules
 from policy.address import address, upstream
+from policy.limits import EMBEDDING_DIMENSIONS_MAX
 from policy.mistakes import quoted
 from policy.rules import rules_digest
 from policy.yaml_nodes import Scalar
@@ -181,6 +182,21 @@ _Guarantee = Annotated[
 _Usage = Annotated[
     Literal["charge", "drop"], _value(_choice("charge", "drop")), WithJsonSchema({"enum": ["charge", "drop"]})
 ]
+_Reasoning = Annotated[
+    Literal["drop", "release"], _value(_choice("drop", "release")), WithJsonSchema({"enum": ["drop", "release"]})
+]
+_Embeddings = Annotated[
+    Literal["refuse", "int8", "binary"],
+    _value(_choice("refuse", "int8", "binary")),
+    WithJsonSchema({"enum": ["refuse", "int8", "binary"]}),
+]
+_DimensionsOrNone = Annotated[
+    int | None,
+    _value(
+        partial(quantity.whole_number, most=EMBEDDING_DIMENSIONS_MAX), kind="number", instead="write it without quotes"
+    ),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": EMBEDDING_DIMENSIONS_MAX}),
+]
 _Schedule = Annotated[
     Literal["flow", "whole"],
     _value(_choice("flow", "whole", unavailable={"paced": "that schedule"})),
@@ -269,6 +285,9 @@ class ModelForm(_Form):
         description="The security bound; all of them hold"
     )
     usage: _Usage = Field("charge", description="Pass token counts on and charge them, or drop them")
+    reasoning: _Reasoning = Field("drop", description="Pass on what the model thinks before it answers, or drop it")
+    embeddings: _Embeddings = Field("refuse", description="Embeddings: none, 8 bits a dimension, or 1 bit")
+    dimensions: _DimensionsOrNone = Field(None, description="Of its embeddings; without it the backend chooses")
     record_token_ids: _Boolean = Field(default=False, description="Ask the backend for sampled token ids, for the log")
     answer_tokens_max: _AnswerTokens = Field(rules.ANSWER_TOKENS_MAX, description="The most a client may ask for")
     answer_tokens_default: _AnswerTokens = Field(
@@ -285,6 +304,9 @@ class ModelForm(_Form):
             guarantee=self.guarantee,
             budgets=tuple(sorted((budget.rule() for budget in self.budgets), key=_by_length)),
             usage=self.usage,
+            reasoning=self.reasoning,
+            embeddings=self.embeddings,
+            dimensions=self.dimensions,
             record_token_ids=self.record_token_ids,
             answer_tokens_max=self.answer_tokens_max,
             answer_tokens_default=min(self.answer_tokens_default, self.answer_tokens_max),

@@ -13,6 +13,7 @@ STOP_STRING_CHARS_MAX = 256
 STEERING_VECTORS_MAX = 16
 CONTRAST_TEXTS_MAX = 256
 CONTRAST_TEXT_CHARS_MAX = 8192
+EMBEDDING_INPUTS_MAX = 256  # of one request; clients that have more send several
 
 # What a backend may send.
 EVENT_BYTES_MAX = 256 * 1024  # one SSE event; a one-token chunk is about 270 bytes, a whole tool call a few KB
@@ -23,6 +24,7 @@ TOOL_CALLS_MAX = 64
 TOOL_ARGUMENTS_BYTES_MAX = 1024 * 1024  # of one call as the backend spells it; its canonical form counts as text
 TOKENS_REPORTED_MAX = 2**31 - 1  # usage integers beyond this are garbage
 UPSTREAM_HEADER_BYTES_MAX = 16 * 1024
+EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest in use have 4096
 
 # What leaves.
 BYTES_PER_TOKEN_MAX = 16  # honest text averages 4.3 bytes a token; an answer longer than max_tokens x 16 bytes is cut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 
 class Outcome(Enum):
@@ -45,6 +46,19 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    """Embeddings of a request's inputs, in their order: a row of bytes each, one byte a component, all of one length.
+
+    `bits` 8: a component is k + 127 for k from -127 to 127. `bits` 1: 1 for its positive sign, 0 for its negative one.
+    `dimensions_coded`: the backend chose the rows' length, which is therefore priced; otherwise policy had fixed it.
+    """
+
+    bits: Literal[1, 8]
+    dimensions_coded: bool
+    rows: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """The one terminal event of an answer. `numbers` are fixed-point statistics whose meaning the dialect knows."""
 
@@ -52,6 +66,7 @@ class Ending:
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
     numbers: tuple[int, ...] | None = None
+    vectors: Vectors | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +74,16 @@ class Release:
     """What leaves for one answer at one tick: text, and at the end the ending.
 
     `idle_ticks`: ticks without a release since the last one (or since admission). `quanta`: whole quanta announced.
+    `reasoning` stands before the text; None once an earlier release had text, and where policy releases no reasoning.
     """
 
     idle_ticks: int
     quanta: int
     text: str
     ending: Ending | None = None
+    reasoning: str | None = None
+
+    @property
+    def spoken(self) -> str:
+        """All that is said in words: reasoning, then text. Its bytes are what quanta count and text codes settle."""
+        return self.reasoning + self.text if self.reasoning else self.text

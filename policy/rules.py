@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Literal
 
 ANSWER_TOKENS_MAX = 4096
@@ -22,6 +23,10 @@ METERS = (
     "zstd",
     "language_model",
 )  # in the order of the pipeline; a policy's meters are a subset that holds "raw"
+
+# Fields that earlier versions did not have. At its default such a field stays out of the digest, so that an upgrade alone
+# does not change it.
+LATER: Mapping[str, str] = MappingProxyType({"weir": "later"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +120,9 @@ class Model:
     guarantee: Literal["absolute"] = "absolute"
     budgets: tuple[ModelBudget, ...]  # lifetime first, then by length; windows are unique
     usage: Literal["charge", "drop"] = "charge"
+    reasoning: Literal["drop", "release"] = field(default="drop", metadata=LATER)
+    embeddings: Literal["refuse", "int8", "binary"] = field(default="refuse", metadata=LATER)
+    dimensions: int | None = field(default=None, metadata=LATER)  # None: the backend chooses, and is charged for it
     record_token_ids: bool = False
     answer_tokens_max: int = ANSWER_TOKENS_MAX
     answer_tokens_default: int = ANSWER_TOKENS_DEFAULT
@@ -170,7 +178,7 @@ class Policy:
     tenants: Mapping[str, Tenant]
     release: Release = field(default_factory=Release)
     meters: tuple[str, ...] = METERS_DEFAULT
-    scorer: Scorer | None = None  # set exactly if the meters name language_model
+    scorer: Scorer | None = field(default=None, metadata=LATER)  # set exactly if the meters name language_model
     audit: Audit = field(default_factory=Audit)
     ledger: SqliteLedger | MemoryLedger = field(default_factory=SqliteLedger)
     digest: str  # rules_digest of all the fields above
@@ -189,7 +197,12 @@ def rules_digest(policy: Policy) -> str:
 
 def _canonical(value: object) -> dict[str, object]:
     assert dataclasses.is_dataclass(value)
-    return {rule.name: _canonical_field(getattr(value, rule.name)) for rule in dataclasses.fields(value)}
+    members = {rule.name: getattr(value, rule.name) for rule in dataclasses.fields(value) if not _left_out(value, rule)}
+    return {name: _canonical_field(member) for name, member in members.items()}
+
+
+def _left_out(value: object, rule: dataclasses.Field[object]) -> bool:
+    return rule.metadata == LATER and getattr(value, rule.name) == rule.default
 
 
 def _canonical_field(value: object) -> object:

@@ -45,7 +45,7 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show it; returns the exit status."""
     try:
-        snapshot = _fetch(arguments.admin)
+        snapshot = fetch(arguments.admin, "/status.json")
         if arguments.json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(snapshot)).decode() + "\n")
             return 0
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _follow(arguments.admin, snapshot, max(arguments.interval, 0.1))
     except (OSError, ValueError) as fault:
         sys.stderr.write(
-            f"{arguments.admin}: {_reason(fault)}\nIs the gateway running, and is this its admin address?\n"
+            f"{arguments.admin}: {reason(fault)}\nIs the gateway running, and is this its admin address?\n"
         )
         return 1
     except KeyboardInterrupt:
@@ -66,19 +66,21 @@ def _follow(admin: str, snapshot: dict[str, Any], interval_s: float) -> int:
     with Live(_table(snapshot, None), auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
-            before, snapshot = snapshot, _fetch(admin)
+            before, snapshot = snapshot, fetch(admin, "/status.json")
             live.update(_table(snapshot, before), refresh=True)
 
 
-def _fetch(admin: str) -> dict[str, Any]:
+def fetch(admin: str, path: str) -> dict[str, Any]:
+    """A JSON document of the admin server. Raises `OSError` or `ValueError`; `reason` puts them into words."""
     if not admin.startswith(("http://", "https://")):
         raise ValueError("the address must begin with http:// or https://")
-    with urllib.request.urlopen(f"{admin.rstrip('/')}/status.json", timeout=REQUEST_S_MAX) as answer:  # noqa: S310
-        snapshot: dict[str, Any] = msgspec.json.decode(answer.read(ANSWER_BYTES_MAX))
-    return snapshot
+    with urllib.request.urlopen(f"{admin.rstrip('/')}{path}", timeout=REQUEST_S_MAX) as answer:  # noqa: S310
+        document: dict[str, Any] = msgspec.json.decode(answer.read(ANSWER_BYTES_MAX))
+    return document
 
 
-def _reason(fault: Exception) -> str:
+def reason(fault: Exception) -> str:
+    """What went wrong, for people."""
     return str(fault.reason) if isinstance(fault, urllib.error.URLError) else str(fault)
 
 

@@ -20,10 +20,12 @@ class AdminServer:
         *,
         registry: CollectorRegistry,
         status: Callable[[], Awaitable[dict[str, object]]],
+        claims: Callable[[], Awaitable[dict[str, object]]],
         unready: Callable[[], Awaitable[str | None]],
     ) -> None:
         self._registry = registry
         self._status = status
+        self._claims = claims
         self._unready = unready
 
     def server(self) -> web.Server:
@@ -45,4 +47,6 @@ class AdminServer:
                 return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
             case "/status.json":
                 return web.Response(body=msgspec.json.encode(await self._status()), headers={"Content-Type": JSON})
-        return web.Response(status=404, text="Here are /livez, /readyz, /metrics and /status.json.\n")
+            case "/claims":
+                return web.Response(body=msgspec.json.encode(await self._claims()), headers={"Content-Type": JSON})
+        return web.Response(status=404, text="Here are /livez, /readyz, /metrics, /status.json and /claims.\n")

@@ -1,20 +1,26 @@
-"""`POST /v1/chat/completions`: the OpenAI chat dialect, streamed and not, with tool calls."""
+"""`POST /v1/chat/completions`: the OpenAI chat dialect. Every engine speaks it, so the other dialects ask in it as well."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.wire.dialect import Call, Identity, ModelRules
-from gateway.wire.errors import error_event, refusal_of
-from gateway.wire.fields import Sampling, answer_bytes_max, parse, tokens_max, upstream_fields
-from gateway.wire.generation import StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.chat_answer import StreamRenderer, WholeRenderer
+from gateway.wire.dialect import Call, Identity, ModelRules, Renderer
+from gateway.wire.fields import (
+    Sampling,
+    answer_bytes_max,
+    fingerprint_of,
+    parse,
+    tokens_max,
+    upstream_fields,
+    upstream_steering,
+)
+from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder
 from policy.limits import MESSAGES_MAX, TOOLS_MAX
 from policy.refusal import Reason, Refused
-from policy.release import Ending, Release, ToolCall, Usage
 
 UPSTREAM_PATH = "/v1/chat/completions"
 
@@ -107,18 +113,48 @@ def parse_request(body: bytes) -> ChatRequest | Refused:
     request = parse(body, _REQUEST)
     if isinstance(request, Refused):
         return request
+    return contradiction(request) or request
+
+
+def contradiction(request: ChatRequest) -> Refused | None:
+    """What a request says against itself."""
     names = [tool.function.name for tool in request.tools or ()]
     if len(set(names)) < len(names):
         return Refused(reason=Reason.INVALID_REQUEST, message="tools: two tools have one name.", param="tools")
     if isinstance(request.tool_choice, ToolChoice) and request.tool_choice.function.name not in names:
         message = "tool_choice: this function is not among the declared tools."
         return Refused(reason=Reason.INVALID_REQUEST, message=message, param="tool_choice")
-    return request
+    return None
 
 
 def sanitise(request: ChatRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call | Refused:
     """The call for one backend, built field by field from the checked request."""
-    tokens = tokens_max(request, rules)
+    stream = bool(request.stream)
+    fingerprint = fingerprint_of(upstream_steering(request, tenant=tenant))
+    heeded = Heeded(usage=usage_heeded(request, rules), reasoning=rules.reasoning, steering=fingerprint is not None)
+    renderer = (StreamRenderer if stream else WholeRenderer)(
+        identity=identity, model=rules.name, usage=heeded.usage, fingerprint=fingerprint or ""
+    )
+    return chat_call(request, rules, identity, tenant=tenant, heeded=heeded, renderer=renderer)
+
+
+def usage_heeded(request: Sampling, rules: ModelRules) -> bool:
+    """Streams carry token counts only if they were asked for."""
+    return rules.usage and (not request.stream or bool(request.stream_options and request.stream_options.include_usage))
+
+
+def chat_call(
+    request: ChatRequest,
+    rules: ModelRules,
+    identity: Identity,
+    *,
+    tenant: str,
+    heeded: Heeded,
+    renderer: Renderer,
+    tokens_param: str = "max_tokens",
+) -> Call | Refused:
+    """A call in the chat dialect, whatever dialect its answer is rendered in."""
+    tokens = tokens_max(request, rules, param=tokens_param)
     if isinstance(tokens, Refused):
         return tokens
     fields = upstream_fields(request, tokens=tokens, seed=identity.seed, rules=rules, tenant=tenant)
@@ -130,13 +166,6 @@ def sanitise(request: ChatRequest, rules: ModelRules, identity: Identity, *, ten
         if request.parallel_tool_calls is not None:
             fields["parallel_tool_calls"] = request.parallel_tool_calls
     stream = bool(request.stream)
-    include_usage = rules.usage and (
-        not stream or bool(request.stream_options and request.stream_options.include_usage)
-    )
-    fingerprint = fingerprint_of(fields.get("steering"))
-    renderer = (StreamRenderer if stream else WholeRenderer)(
-        identity=identity, model=rules.name, usage=include_usage, fingerprint=fingerprint
-    )
     return Call(
         model=rules.name,
         stream=stream,
@@ -145,118 +174,7 @@ def sanitise(request: ChatRequest, rules: ModelRules, identity: Identity, *, ten
         upstream_body=msgspec.json.encode(fields),
         answer_bytes_max=answer_bytes_max(tokens),
         tools_declared=frozenset(tool.function.name for tool in request.tools or ()),
-        decoder=(StreamDecoder if stream else WholeDecoder)(usage=include_usage),
+        decoder=(StreamDecoder if stream else WholeDecoder)(heeded),
         renderer=renderer,
+        reasoning=heeded.reasoning,
     )
-
-
-def fingerprint_of(steering: Any) -> str:
-    """Names a steering spec as it was sent: SHA-256 of its canonical JSON, 16 hex digits."""
-    return hashlib.sha256(msgspec.json.encode(steering, order="sorted")).hexdigest()[:16]
-
-
-class StreamRenderer:
-    """Releases as `chat.completion.chunk` events."""
-
-    content_type = "text/event-stream; charset=utf-8"
-
-    def __init__(self, *, identity: Identity, model: str, usage: bool, fingerprint: str) -> None:
-        self._id = identity.id
-        head = {
-            "id": f"chatcmpl-{identity.id}",
-            "object": "chat.completion.chunk",
-            "created": identity.created_s,
-            "model": model,
-        }
-        self._head = msgspec.json.encode(head)[:-1]  # an open object: `{"id":...`
-        self._usage = usage
-        self._fingerprint = fingerprint
-        self._started = False
-
-    def release(self, release: Release) -> bytes:
-        """One release: at most one text chunk, and at the end the ending's chunks."""
-        out = [] if self._started else [self._chunk(b'{"role":"assistant","content":""}')]
-        self._started = True
-        if release.text:
-            out.append(self._chunk(b'{"content":' + msgspec.json.encode(release.text) + b"}"))
-        if release.ending is not None:
-            out += self._ending(release.ending)
-        return b"".join(out)
-
-    def _chunk(self, delta: bytes, finish: bytes = b"null", extra: bytes = b"") -> bytes:
-        choice = b'{"index":0,"delta":' + delta + b',"logprobs":null,"finish_reason":' + finish + b"}"
-        return b"data: " + self._head + b',"choices":[' + choice + b"]" + extra + b"}\n\n"
-
-    def _ending(self, ending: Ending) -> list[bytes]:
-        refused = refusal_of(ending)
-        if refused is not None:
-            return [error_event(refused)]
-        out = []
-        for index, call in enumerate(ending.tool_calls):
-            part = {"index": index, **tool_call_body(call, answer_id=self._id, index=index)}
-            out.append(self._chunk(b'{"tool_calls":[' + msgspec.json.encode(part) + b"]}"))
-        extra = b""
-        if ending.numbers is not None:
-            report = steering_body(ending.numbers, fingerprint=self._fingerprint)
-            extra = b',"steering":' + msgspec.json.encode(report)
-        out.append(self._chunk(b"{}", finish=msgspec.json.encode(ending.outcome.value), extra=extra))
-        if self._usage and ending.usage is not None:
-            usage = msgspec.json.encode(usage_body(ending.usage))
-            out.append(b"data: " + self._head + b',"choices":[],"usage":' + usage + b"}\n\n")
-        out.append(b"data: [DONE]\n\n")
-        return out
-
-
-class WholeRenderer:
-    """One release, the last, as a `chat.completion`."""
-
-    content_type = "application/json"
-
-    def __init__(self, *, identity: Identity, model: str, usage: bool, fingerprint: str) -> None:
-        self._identity = identity
-        self._model = model
-        self._usage = usage
-        self._fingerprint = fingerprint
-
-    def release(self, release: Release) -> bytes:
-        """The whole body."""
-        ending = release.ending
-        assert ending is not None
-        message: dict[str, Any] = {"role": "assistant", "content": release.text, "refusal": None}
-        if ending.tool_calls:
-            message["content"] = release.text or None
-            message["tool_calls"] = [
-                tool_call_body(call, answer_id=self._identity.id, index=index)
-                for index, call in enumerate(ending.tool_calls)
-            ]
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": ending.outcome.value}
-        body: dict[str, Any] = {
-            "id": f"chatcmpl-{self._identity.id}",
-            "object": "chat.completion",
-            "created": self._identity.created_s,
-            "model": self._model,
-            "choices": [choice],
-        }
-        if self._usage and ending.usage is not None:
-            body["usage"] = usage_body(ending.usage)
-        if ending.numbers is not None:
-            body["steering"] = steering_body(ending.numbers, fingerprint=self._fingerprint)
-        return msgspec.json.encode(body)
-
-
-def tool_call_body(call: ToolCall, *, answer_id: str, index: int) -> dict[str, Any]:
-    """A tool call with the gateway's own id."""
-    return {
-        "id": f"call_{answer_id}_{index}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
-
-
-def usage_body(usage: Usage) -> dict[str, int]:
-    """Token counts; the total is the gateway's sum."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gateway.wire.chat import fingerprint_of, usage_body
+from gateway.wire.chat import usage_heeded
+from gateway.wire.chat_answer import usage_body
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.errors import error_event, refusal_of
-from gateway.wire.fields import Sampling, answer_bytes_max, parse, tokens_max, upstream_fields
-from gateway.wire.generation import StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.fields import Sampling, answer_bytes_max, fingerprint_of, parse, tokens_max, upstream_fields
+from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder, steering_body
 from policy.refusal import Refused
 from policy.release import Ending, Release
 
@@ -40,15 +41,10 @@ def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, 
     fields = upstream_fields(request, tokens=tokens, seed=identity.seed, rules=rules, tenant=tenant)
     fields["prompt"] = request.prompt
     stream = bool(request.stream)
-    include_usage = rules.usage and (
-        not stream or bool(request.stream_options and request.stream_options.include_usage)
-    )
+    fingerprint = fingerprint_of(fields.get("steering"))
+    heeded = Heeded(usage=usage_heeded(request, rules), steering=fingerprint is not None)
     renderer = CompletionRenderer(
-        identity=identity,
-        model=rules.name,
-        stream=stream,
-        usage=include_usage,
-        fingerprint=fingerprint_of(fields.get("steering")),
+        identity=identity, model=rules.name, stream=stream, usage=heeded.usage, fingerprint=fingerprint or ""
     )
     return Call(
         model=rules.name,
@@ -58,7 +54,7 @@ def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, 
         upstream_body=msgspec.json.encode(fields),
         answer_bytes_max=answer_bytes_max(tokens),
         tools_declared=frozenset(),
-        decoder=(StreamDecoder if stream else WholeDecoder)(usage=include_usage),
+        decoder=(StreamDecoder if stream else WholeDecoder)(heeded),
         renderer=renderer,
     )
 

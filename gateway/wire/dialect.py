@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from policy.canonical import Event
 from policy.release import Release
@@ -54,6 +54,7 @@ class Call:
     tools_declared: frozenset[str]
     decoder: Decoder
     renderer: Renderer
+    reasoning: bool = False  # whether the answer may begin with some
     status: int = 200
     stateful: bool = False  # names vectors or jobs, which may be missing (404) or exist already (409)
 
@@ -67,3 +68,6 @@ class ModelRules:
     token_ids: bool  # whether the backend is asked for the sampled ids, for the record
     tokens_max: int
     tokens_default: int
+    reasoning: bool = False  # whether what the model says before its answer is released (and priced)
+    embeddings: Literal["refuse", "int8", "binary"] = "refuse"
+    dimensions: int | None = None  # of embeddings, where policy fixes them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -27,7 +28,15 @@ TokensMax = Annotated[int, Meta(ge=1, le=1_000_000)]
 Stop = Annotated[str, Meta(min_length=1, max_length=STOP_STRING_CHARS_MAX)]
 Stops = Annotated[list[Stop], Meta(max_length=STOP_STRINGS_MAX)]
 
-# Fields that clients send and the gateway does not allow, with the reason. Anything else unknown is refused by name.
+
+class Unlisted(Struct, frozen=True, kw_only=True):
+    """What to do about fields that are on no list: say why, or drop those that ask for nothing. All others are refused by name."""
+
+    reasons: Mapping[str, str]
+    harmless: Mapping[str, tuple[Any, ...]]  # values at which a field asks for nothing; some clients always send them
+    dropped: frozenset[str]  # about the end user; the backend has no need of them
+
+
 REFUSED_FIELDS = {
     "seed": "the gateway chooses the seed, so that an answer can be checked later",
     "logprobs": "log-probabilities are not released",
@@ -40,9 +49,11 @@ REFUSED_FIELDS = {
     "store": "answers are not stored for later retrieval",
     "service_tier": "there is one tier",
 }
-# Values at which such a field asks for nothing; some clients always send them.
-_HARMLESS = {"n": (1, None), "logprobs": (False, None, 0), "echo": (False, None), "store": (False, None)}
-_DROPPED = ("user", "metadata")  # about the end user; the backend has no need of them
+OPENAI = Unlisted(
+    reasons=REFUSED_FIELDS,
+    harmless={"n": (1, None), "logprobs": (False, None, 0), "echo": (False, None), "store": (False, None)},
+    dropped=frozenset({"user", "metadata"}),
+)
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -66,10 +77,20 @@ class Steering(Struct, forbid_unknown_fields=True):
     vectors: Annotated[list[SteeringVector], Meta(max_length=STEERING_VECTORS_MAX)]
 
 
-class Sampling(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What chat and text completions have in common. Subclasses add the prompt."""
+class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A request of any dialect."""
 
     model: Annotated[str, Meta(max_length=256)]
+
+    @property
+    def steers(self) -> bool:
+        """Whether it asks for steering, which not every tenant may."""
+        return False
+
+
+class Sampling(Request, forbid_unknown_fields=True, omit_defaults=True):
+    """What chat and text completions have in common. Subclasses add the prompt."""
+
     max_tokens: TokensMax | None = None
     max_completion_tokens: TokensMax | None = None
     temperature: Temperature | None = None
@@ -82,25 +103,30 @@ class Sampling(Struct, forbid_unknown_fields=True, omit_defaults=True):
     frequency_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
     steering: Steering | None = None
 
+    @property
+    def steers(self) -> bool:
+        """See `Request.steers`."""
+        return self.steering is not None
 
-Request = TypeVar("Request", bound=Sampling)
+
+Asked = TypeVar("Asked", bound=Request)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]{0,80})`(?: - at `([^`]*)`)?")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`")
 
 
-def parse(body: bytes, decoder: msgspec.json.Decoder[Request]) -> Request | Refused:
+def parse(body: bytes, decoder: msgspec.json.Decoder[Asked], unlisted: Unlisted = OPENAI) -> Asked | Refused:
     """Decode a request body, or say what is wrong with it in the client's terms."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as fault:
-        return _retry_without_harmless(body, decoder, fault)
+        return _retry_without_harmless(body, decoder, unlisted, fault)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         return Refused(reason=Reason.INVALID_JSON, message=f"The request body is not valid JSON: {fault}")
 
 
 def _retry_without_harmless(
-    body: bytes, decoder: msgspec.json.Decoder[Request], fault: msgspec.ValidationError
-) -> Request | Refused:
+    body: bytes, decoder: msgspec.json.Decoder[Asked], unlisted: Unlisted, fault: msgspec.ValidationError
+) -> Asked | Refused:
     """Drop fields that ask for nothing (`n: 1`) and try again; the slow path of clients that send them."""
     try:
         fields = msgspec.json.decode(body)
@@ -108,19 +134,18 @@ def _retry_without_harmless(
         return Refused(reason=Reason.INVALID_JSON, message=f"The request body is not valid JSON: {broken}")
     if not isinstance(fields, dict):
         return Refused(reason=Reason.INVALID_REQUEST, message="The request body must be a JSON object.")
-    kept = {name: value for name, value in fields.items() if not _asks_for_nothing(name, value)}
+    kept = {name: value for name, value in fields.items() if not _asks_for_nothing(name, value, unlisted)}
     if len(kept) < len(fields):
-        return parse(msgspec.json.encode(kept), decoder)
-    return _refusal(fault)
+        return parse(msgspec.json.encode(kept), decoder, unlisted)
+    return _refusal(fault, unlisted)
 
 
-def _asks_for_nothing(name: str, value: Any) -> bool:
-    return name in _DROPPED or (
-        name in _HARMLESS and any(type(value) is type(idle) and value == idle for idle in _HARMLESS[name])
-    )
+def _asks_for_nothing(name: str, value: Any, unlisted: Unlisted) -> bool:
+    idle_values = unlisted.harmless.get(name, ())
+    return name in unlisted.dropped or any(type(value) is type(idle) and value == idle for idle in idle_values)
 
 
-def _refusal(fault: msgspec.ValidationError) -> Refused:
+def _refusal(fault: msgspec.ValidationError, unlisted: Unlisted) -> Refused:
     text = str(fault)
     unknown = _UNKNOWN_FIELD.search(text)
     if unknown is None:
@@ -133,21 +158,24 @@ def _refusal(fault: msgspec.ValidationError) -> Refused:
     name, where_in = unknown.group(1), (unknown.group(2) or "").removeprefix("$").removeprefix(".")
     path = f"{where_in}.{name}" if where_in else name
     why = (
-        REFUSED_FIELDS.get(name, "it is not on this gateway's list of request fields")
+        unlisted.reasons.get(name, "it is not on this gateway's list of request fields")
         if not where_in
         else "unknown field"
     )
     return Refused(reason=Reason.UNSUPPORTED_FIELD, message=f"'{path}' is not supported: {why}.", param=path)
 
 
-def tokens_max(request: Sampling, rules: ModelRules) -> int | Refused:
-    """The token limit sent upstream: the client's, or the policy's default; over the policy's maximum is refused."""
+def tokens_max(request: Sampling, rules: ModelRules, *, param: str = "max_tokens") -> int | Refused:
+    """The token limit sent upstream: the client's, or the policy's default; over the policy's maximum is refused.
+
+    `param`: what the client's dialect calls it.
+    """
     asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     if asked is None:
         return min(rules.tokens_default, rules.tokens_max)
     if asked > rules.tokens_max:
-        message = f"max_tokens: {asked} is over this model's limit of {rules.tokens_max}."
-        return Refused(reason=Reason.INVALID_REQUEST, message=message, param="max_tokens")
+        message = f"{param}: {asked} is over this model's limit of {rules.tokens_max}."
+        return Refused(reason=Reason.INVALID_REQUEST, message=message, param=param)
     return asked
 
 
@@ -168,9 +196,24 @@ def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRu
         fields["stream_options"] = {"include_usage": True}
     if rules.token_ids:
         fields["return_token_ids"] = True
-    if request.steering is not None and request.steering.vectors:
-        fields["steering"] = {"vectors": [_upstream_vector(vector, tenant) for vector in request.steering.vectors]}
+    steering = upstream_steering(request, tenant=tenant)
+    if steering is not None:
+        fields["steering"] = steering
     return fields
+
+
+def upstream_steering(request: Sampling, *, tenant: str) -> dict[str, Any] | None:
+    """The steering spec as it is sent, in the tenant's own name space; None if the request asks for no vector."""
+    if request.steering is None or not request.steering.vectors:
+        return None
+    return {"vectors": [_upstream_vector(vector, tenant) for vector in request.steering.vectors]}
+
+
+def fingerprint_of(steering: dict[str, Any] | None) -> str | None:
+    """Names a steering spec as it was sent: SHA-256 of its canonical JSON, 16 hex digits."""
+    if steering is None:
+        return None
+    return hashlib.sha256(msgspec.json.encode(steering, order="sorted")).hexdigest()[:16]
 
 
 def upstream_handle(tenant: str, handle: str) -> str:

@@ -1,4 +1,4 @@
-"""Decoding what backends say of a generation, streamed or whole: shared by chat and text completions.
+"""Decoding what backends say of a generation, streamed or whole: shared by all dialects that generate.
 
 The structs name every field that is read. All others, known to an engine or invented by one, are skipped unread.
 """
@@ -12,7 +12,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.sse import EventParser
-from policy.canonical import Event, Finish, Malformed, Numbers, TextDelta, TokenIds, ToolCallDelta, UsageReport
+from policy.canonical import (
+    Event,
+    Finish,
+    Malformed,
+    Numbers,
+    ReasoningDelta,
+    TextDelta,
+    TokenIds,
+    ToolCallDelta,
+    UsageReport,
+)
 from policy.limits import ANSWER_JSON_BYTES_MAX, ANSWER_WIRE_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage
 
@@ -42,10 +52,20 @@ class ToolCallPart(Struct):
 
 
 class Message(Struct):
-    """A chat message or delta."""
+    """A chat message or delta. Engines name their reasoning differently, and some say it under both names."""
 
     content: str | None = None
     tool_calls: list[ToolCallPart] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+    @property
+    def thought(self) -> str:
+        """The reasoning, if it is text."""
+        for said in (self.reasoning_content, self.reasoning):
+            if isinstance(said, str) and said:
+                return said
+        return ""
 
 
 class Choice(Struct):
@@ -93,12 +113,21 @@ class Body(Struct):
 _BODY = msgspec.json.Decoder(Body)
 
 
+class Heeded(Struct, frozen=True, kw_only=True):
+    """Which of the things that a backend may volunteer are read at all: those that were asked for and may leave."""
+
+    usage: bool = False
+    reasoning: bool = False
+    steering: bool = False
+
+
 class _Closing:
     """What is said once, at the end, and therefore held until the backend's body is complete."""
 
-    __slots__ = ("finish", "numbers", "usage")
+    __slots__ = ("finish", "heeded", "numbers", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, heeded: Heeded) -> None:
+        self.heeded = heeded
         self.finish: Outcome | None = None
         self.usage: Usage | None = None
         self.numbers: tuple[int, ...] | None = None
@@ -117,10 +146,10 @@ class _Closing:
 class StreamDecoder:
     """A streamed answer. The finish is reported only when `[DONE]` has been read, so that late chunks cannot race it."""
 
-    def __init__(self, *, usage: bool) -> None:
+    def __init__(self, heeded: Heeded) -> None:
         self._parser = EventParser()
-        self._closing = _Closing()
-        self._usage = usage
+        self._closing = _Closing(heeded)
+        self._reasoning = heeded.reasoning
         self._done = False
         self._room_bytes = ANSWER_WIRE_BYTES_MAX
 
@@ -131,14 +160,14 @@ class StreamDecoder:
         texts: list[str] = []  # an event a token: those that are text alone are joined before they go on
         try:
             for body in self._bodies(chunk):
-                text = _only_text(body)
+                text = _only_text(body, reasoning=self._reasoning)
                 if text is not None:
                     texts.append(text)
                     continue
                 if texts:
                     yield TextDelta("".join(texts))
                     texts.clear()
-                yield from _read(body, self._closing, usage=self._usage)
+                yield from _read(body, self._closing)
         except Malformed:
             if texts:
                 yield TextDelta("".join(texts))
@@ -168,10 +197,10 @@ class StreamDecoder:
 class WholeDecoder:
     """An unstreamed answer: one JSON body."""
 
-    def __init__(self, *, usage: bool) -> None:
+    def __init__(self, heeded: Heeded) -> None:
         self._chunks: list[bytes] = []
         self._bytes = 0
-        self._usage = usage
+        self._heeded = heeded
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Collects. Raises `Malformed` over `ANSWER_JSON_BYTES_MAX`."""
@@ -183,8 +212,8 @@ class WholeDecoder:
 
     def eof(self) -> Iterator[Event]:
         """All events of the answer. Raises `Malformed`."""
-        closing = _Closing()
-        yield from _read(_decode(b"".join(self._chunks)), closing, usage=self._usage)
+        closing = _Closing(self._heeded)
+        yield from _read(_decode(b"".join(self._chunks)), closing)
         yield from closing.events()
 
 
@@ -195,7 +224,7 @@ def _decode(data: bytes) -> Body:
         raise Malformed(f"not the JSON of an answer: {type(fault).__name__}") from fault
 
 
-def _only_text(body: Body) -> str | None:
+def _only_text(body: Body, *, reasoning: bool) -> str | None:
     """The text of a chunk that says nothing else, as nearly all do; None for any other."""
     if len(body.choices) != 1 or body.usage is not None or body.steering is not None or body.error is not None:
         return None
@@ -203,21 +232,23 @@ def _only_text(body: Body) -> str | None:
     if choice.index != 0 or choice.finish_reason is not None or choice.token_ids is not None:
         return None
     if choice.delta is not None:
-        return choice.delta.content if choice.text is None and choice.delta.tool_calls is None else None
+        if choice.text is not None or choice.delta.tool_calls is not None or (reasoning and choice.delta.thought):
+            return None
+        return choice.delta.content
     return choice.text
 
 
-def _read(body: Body, closing: _Closing, *, usage: bool) -> Iterator[Event]:
+def _read(body: Body, closing: _Closing) -> Iterator[Event]:
     if body.error is not None:
         raise Malformed("the backend reported an error in its stream")
     if len(body.choices) > 1:
         raise Malformed("more than one choice")
     for choice in body.choices:
         yield from _read_choice(choice, closing)
-    if body.usage is not None and usage:
+    if body.usage is not None and closing.heeded.usage:
         claim = body.usage
         closing.usage = Usage(prompt_tokens=claim.prompt_tokens, completion_tokens=claim.completion_tokens)
-    if body.steering is not None:
+    if body.steering is not None and closing.heeded.steering:
         closing.numbers = steering_numbers(body.steering)
 
 
@@ -225,6 +256,8 @@ def _read_choice(choice: Choice, closing: _Closing) -> Iterator[Event]:
     if choice.index != 0:
         raise Malformed("a choice other than the first")
     message = choice.delta or choice.message
+    if message is not None and closing.heeded.reasoning and message.thought:
+        yield ReasoningDelta(message.thought)
     text = choice.text or (message.content if message is not None else None)
     if text:
         yield TextDelta(text)
