@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.wire import generation
-from gateway.wire.generation import StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder, steering_body
 from policy.canonical import Finish, Malformed, Numbers, TextDelta, TokenIds, ToolCallDelta, UsageReport
 from policy.limits import ANSWER_JSON_BYTES_MAX, EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage
+
+
+ALL = Heeded(usage=True, reasoning=True, steering=True)
 
 
 def stream(*bodies, done=True) -> bytes:
@@ -46,14 +49,14 @@ def joined(events):
     return out
 
 
-def read(*chunks: bytes, usage=True):
-    events, fault = decode(StreamDecoder(usage=usage), *chunks)
+def read(*chunks: bytes, heeded=ALL):
+    events, fault = decode(StreamDecoder(heeded), *chunks)
     return joined(events), fault
 
 
-def whole(body, *, usage=True):
+def whole(body, *, heeded=ALL):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return decode(WholeDecoder(usage=usage), data)
+    return decode(WholeDecoder(heeded), data)
 
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4}
@@ -84,7 +87,7 @@ def test_where_a_backend_puts_its_usage_role_and_finish_makes_no_difference(bodi
 
 
 def test_usage_that_the_policy_drops_is_not_read():
-    assert read(stream(chunk("stop"), {"usage": USAGE}), usage=False) == ([Finish(Outcome.STOP)], None)
+    assert read(stream(chunk("stop"), {"usage": USAGE}), heeded=Heeded()) == ([Finish(Outcome.STOP)], None)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_a_finish_reason_is_one_of_three_whatever_an_engine_invents(reason, outc
 
 
 def test_unknown_fields_say_nothing():
-    noisy = chunk(content="a", reasoning="secret", extra={"deep": [1]})
+    noisy = chunk(content="a", thoughts="secret", extra={"deep": [1]})
     noisy |= {"id": "secret", "system_fingerprint": "secret", "created": 1, "logprobs": {"a": 1}}
     assert read(stream(noisy, chunk("stop"))) == read(stream(chunk(content="a"), chunk("stop")))
 
@@ -228,8 +231,8 @@ def test_a_fault_gives_the_same_events_however_the_bytes_before_it_were_split(at
 @settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_anything_but_events_or_malformed(data):
-    decode(StreamDecoder(usage=True), b"data: " + data + b"\n\n")
-    decode(WholeDecoder(usage=True), data)
+    decode(StreamDecoder(ALL), b"data: " + data + b"\n\n")
+    decode(WholeDecoder(ALL), data)
 
 
 def test_more_bytes_than_any_answer_has_are_malformed_after_the_events_within_the_limit(monkeypatch):
@@ -253,7 +256,7 @@ def test_one_event_over_the_limit_is_malformed():
 
 
 def test_a_whole_answer_over_the_limit_is_malformed_at_once():
-    decoder = WholeDecoder(usage=True)
+    decoder = WholeDecoder(ALL)
     decoder.feed(b" " * ANSWER_JSON_BYTES_MAX)
     with pytest.raises(Malformed, match="over"):
         decoder.feed(b" ")
@@ -261,5 +264,5 @@ def test_a_whole_answer_over_the_limit_is_malformed_at_once():
 
 def test_a_whole_answer_is_one_body_however_it_was_split():
     body = json.dumps({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": USAGE}).encode()
-    assert decode(WholeDecoder(usage=True), *(bytes([byte]) for byte in body)) == whole(body)
+    assert decode(WholeDecoder(ALL), *(bytes([byte]) for byte in body)) == whole(body)
     assert whole(body)[1] is None
