@@ -17,6 +17,9 @@ from policy.budget import Account, Hold, Purse
 from policy.limits import LEASE_PARTS
 
 
+LEASES_KEPT = 64  # more than the answers that are usually open or waiting to be settled
+
+
 class Leases:
     """The leases of one process. Methods raise `LedgerUnavailable` when the store does."""
 
@@ -86,9 +89,12 @@ class Leases:
             return None
 
     async def tidy(self) -> None:
-        """Close the leases that are used up, with nothing returned: what is left in the purse fits into younger ones."""
+        """Close the leases that are used up, with nothing returned: what is left in the purse fits into younger ones.
+
+        The youngest are kept, so that what answers get back when they are settled has a lease to go back through.
+        """
         used_up = []
-        for lease, granted in self._open.items():
+        for lease, granted in list(self._open.items())[: max(len(self._open) - LEASES_KEPT, 0)]:
             if not all(self._spare_bits(account) >= bits for account, bits in granted.items()):
                 break
             for account, bits in granted.items():

@@ -46,6 +46,7 @@ class Refills:
         if over is None:
             session.budget = Budget.OPEN
         else:
+            session.over = over
             session.hold.extend_with_rest()  # nothing should be stranded; a hold that was closed meanwhile takes nothing
             session.budget = Budget.SPENT
 

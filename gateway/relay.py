@@ -231,6 +231,8 @@ class Relay:
             if not session.begun:
                 session.metrics.first_release.observe(self._age_s(session))
                 if refused is not None and not release.spoken:
+                    if refused.reason is Reason.OVER_BUDGET and session.over is not None:
+                        refused = self._over_budget(session.hold.accounts, session.over)  # which budget, and until when
                     await client.refuse(refused)  # nothing has been said yet, so the status can still say it
                     return
                 await client.begin(status=call.status, content_type=call.renderer.content_type, stream=call.stream)

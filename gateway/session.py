@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from gateway.metrics import AnswerMetrics
+from gateway.ports import OverLimit
 from gateway.record import Released
 from gateway.wire.dialect import Call, Identity
 from policy.budget import Account, Hold
@@ -84,6 +85,7 @@ class Session:
         self.ticks = TickSymbols()
         self.text = bytearray()  # what left, for settling: reasoning, text, tool arguments
         self.ending: Ending | None = None
+        self.over: OverLimit | None = None  # the account that ran out, if one did
         self.begun = False  # whether the client has been sent anything
         self.renewed = False  # whether the hold was exchanged at a window's edge
         self._surcharge_bits = surcharge_bits  # log2 of the number of codes, owed once

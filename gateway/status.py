@@ -14,6 +14,7 @@ from gateway.ports import Clock, Ledger, LedgerUnavailable
 from gateway.serving import Serving
 from policy.budget import Account
 from policy.claims import Theft
+from policy.refusal import Reason, Refused
 from policy.rules import Tenant
 
 
@@ -46,21 +47,31 @@ class Status:
             return False
         return True
 
-    async def budget(self, serving: Serving, tenant: Tenant) -> bytes:
+    async def budget(self, serving: Serving, tenant: Tenant) -> bytes | Refused:
         """The body of `/v1/budget`: the tenant's own accounts. The model's are shared, so they are not a tenant's to see."""
         now_s = self._clock.wall_s()
         accounts = serving.accounts.of_tenant(tenant.name, now_s=now_s)
-        debited = await self._debited()
+        try:
+            debited = await self._debited()
+        except LedgerUnavailable:
+            self._metrics.ledger_errors.inc()
+            message = "The budget cannot be read right now."
+            return Refused(reason=Reason.LEDGER_UNAVAILABLE, message=message, retry_after_s=5)
         data = [_public(account, self._figures(account, debited)) for account in accounts]
         return msgspec.json.encode({"object": "list", "tenant": tenant.name, "data": data})
 
     async def snapshot(self) -> dict[str, object]:
-        """Every account, for the operator. Brings the gauges up to date."""
+        """Every account, for the operator. Brings the gauges up to date; without a ledger those of the budgets stay."""
         serving = self._serving()
         now_s = self._clock.wall_s()
-        debited = await self._debited()
+        fault, debited = None, {}
+        try:
+            debited = await self._debited()
+        except LedgerUnavailable as unavailable:
+            self._metrics.ledger_errors.inc()
+            fault = str(unavailable)
         accounts = []
-        for account in serving.accounts.all(now_s=now_s):
+        for account in serving.accounts.all(now_s=now_s) if fault is None else ():
             figures = self._figures(account, debited)
             labels = (account.owner, account.name, account.window.name)
             self._metrics.budget_limit.labels(*labels).set(account.limit_bits)
@@ -86,6 +97,7 @@ class Status:
         return {
             "now": now_s,
             "policy": serving.policy.digest,
+            "ledger_fault": fault,
             "answers_in_flight": self._in_flight(),
             "models": models,
             "accounts": accounts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from http.client import HTTPException
 
 import msgspec
 from rich.console import Console
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch and print; returns the exit status."""
     try:
         document = fetch(arguments.admin, "/claims")
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, HTTPException) as fault:
         sys.stderr.write(
             f"{arguments.admin}: {reason(fault)}\nIs the gateway running, and is this its admin address?\n"
         )

@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 import msgspec
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             Console().print(_table(snapshot, None))
             return 0
         return _follow(arguments.admin, snapshot, max(arguments.interval, 0.1))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, HTTPException) as fault:
         sys.stderr.write(
             f"{arguments.admin}: {reason(fault)}\nIs the gateway running, and is this its admin address?\n"
         )
@@ -86,7 +87,10 @@ def reason(fault: Exception) -> str:
 
 def _table(snapshot: dict[str, Any], before: dict[str, Any] | None) -> Table:
     days = {model["name"]: model["days_to_theft"] for model in snapshot["models"]}
-    table = Table(title=f"{snapshot['answers_in_flight']} answers in flight, policy {snapshot['policy'][:16]}")
+    title = f"{snapshot['answers_in_flight']} answers in flight, policy {snapshot['policy'][:16]}"
+    if snapshot["ledger_fault"]:
+        title += f"\nTHE LEDGER DOES NOT ANSWER: {snapshot['ledger_fault']}"
+    table = Table(title=title)
     table.add_column("account", overflow="fold")
     table.add_column("window", no_wrap=True)
     for heading in ("limit", "used", "", "reserved", "rate", "days to theft"):

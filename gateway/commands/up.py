@@ -196,6 +196,7 @@ def _welcome(console: Console, config: Config, keys: dict[str, str]) -> None:
             "model": MODEL,
             "messages": [{"role": "user", "content": "Why is the sky blue?"}],
             "max_tokens": 80,
+            "temperature": 0.2,
             "stream": True,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import aiohttp
 from yarl import URL
@@ -100,8 +101,11 @@ class HttpExchange:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
             raise UpstreamFailed("content_encoding")
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = self._idle_s
+        protocol = response.connection.protocol if response.connection is not None else None
+        if protocol is not None:
+            protocol.read_timeout = self._idle_s
+            if protocol.closed is not None:
+                protocol.closed.add_done_callback(partial(_tell_reader, response.content))
         return HttpResponse(response)
 
     async def __aexit__(self, *_: object) -> None:
@@ -111,6 +115,14 @@ class HttpExchange:
             self._response.release()
         else:
             self._response.close()
+
+
+def _tell_reader(content: aiohttp.StreamReader, closed: asyncio.Future[None]) -> None:
+    """The connection is gone. On malformed chunks aiohttp closes it without telling whoever waits for the body."""
+    if not closed.cancelled():
+        closed.exception()  # retrieved, so that nobody logs it
+    if not content.is_eof() and content.exception() is None:
+        content.set_exception(aiohttp.ClientPayloadError("the connection closed in the middle of the body"))
 
 
 class HttpResponse:

@@ -57,6 +57,8 @@ class SqliteLedger:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = apsw.Connection(str(path))
             self._db.set_busy_timeout(BUSY_TIMEOUT_MS)
+            # IMMEDIATE takes the write lock at BEGIN, where waiting for it helps; a deferred one fails at once, later.
+            self._db.transaction_mode = "IMMEDIATE"
             self._prepare()
         except (apsw.Error, OSError) as fault:
             raise LedgerUnavailable(f"{path}: {fault}") from fault
@@ -127,6 +129,11 @@ class SqliteLedger:
             with self._db:
                 for operation, future in batch:
                     answers.append(self._run(operation, future))
+        except apsw.BusyError as fault:
+            # Somebody else held the file for longer than we wait. Nothing was written; the next batch may do better.
+            for _, future in batch:
+                future.set_exception(LedgerUnavailable(f"ledger: {fault}"))
+            return
         except apsw.Error as fault:
             # The commit failed, or its fate is unknown. An unknown grant is a spent grant that nobody may use.
             self._broken = fault

@@ -201,7 +201,18 @@ async def test_a_refund_after_its_lease_was_closed_gives_no_bit_back_twice(fakes
     assert await debited(ledger) >= charged
 
 
-async def test_leases_that_are_used_up_are_closed_with_nothing_returned(fakes, leases, ledger, trace):
+async def test_the_youngest_leases_are_kept_so_that_refunds_have_a_way_back(fakes, leases, ledger):
+    hold = await leases.reserve((fakes.account(limit_bits=10**6),), least_bits=10, most_bits=1000)
+    hold.charge(1000)
+    await leases.tidy()
+    hold.refund(600)
+    hold.close()
+    await leases.close()
+    assert await debited(ledger) == 400
+
+
+async def test_leases_that_are_used_up_are_closed_with_nothing_returned(fakes, leases, ledger, trace, monkeypatch):
+    monkeypatch.setattr("gateway.leases.LEASES_KEPT", 1)
     accounts = (fakes.account(limit_bits=10**6),)
     for _ in range(5):
         hold = await leases.reserve(accounts, least_bits=10, most_bits=1000)
@@ -215,7 +226,10 @@ async def test_leases_that_are_used_up_are_closed_with_nothing_returned(fakes, l
     assert await debited(ledger) == 5000 + leases.purse.balance_bits(NAME)
 
 
-async def test_tidying_and_closing_in_any_order_never_returns_more_than_did_not_leave(fakes, leases, ledger):
+async def test_tidying_and_closing_in_any_order_never_returns_more_than_did_not_leave(
+    fakes, leases, ledger, monkeypatch
+):
+    monkeypatch.setattr("gateway.leases.LEASES_KEPT", 0)
     accounts = (fakes.account("a", limit_bits=10**6), fakes.account("b", limit_bits=10**5))
     charged = 0
     for step, amount in enumerate((1000, 30, 500, 2000, 1, 700)):
