@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from gateway.commands import check, claims, keys, schema, serve, status, up
+from gateway.commands import check, claims, dictionary, keys, schema, serve, status, up
 
 _DESCRIPTION = """\
 Weir is an egress gateway for model inference. It stands at the only exit of the inference servers, charges every bit
@@ -30,7 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--version", action="version", version=f"weir {version('weir')}")
     parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (up, serve, check, status, claims, keys, schema):
+    for command in (up, serve, check, status, claims, keys, dictionary, schema):
         command.add(parsers)
     arguments = parser.parse_args()
     result: int = arguments.run(arguments)

@@ -65,7 +65,9 @@ class Gateway:
         policy = config.policy
         self.metrics = Metrics()
         self.clock = clock or SystemClock()
-        self.ledger = ledger or _ledger(policy)
+        meters = _meters(policy)
+        self.codes = _codes_digest(policy, meters)
+        self.ledger = ledger or _ledger(policy, codes=self.codes)
         self._audit = audit or SegmentLog(Path(policy.audit.directory))
         self.tick = Tick(
             clock=self.clock,
@@ -76,7 +78,6 @@ class Gateway:
         )
         self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush)
         self._refills = Refills(leases=self.leases, metrics=self.metrics, enlist=self.tick.enlist, log=log.problem)
-        meters = _meters(policy)
         self._scorer = HttpScorer(policy.scorer) if policy.scorer is not None else None
         self.settler = Settler(
             meters=meters, scorer=self._scorer, clock=self.clock, metrics=self.metrics, record=self.tick.record
@@ -92,7 +93,6 @@ class Gateway:
             log=log.problem,
         )
         self.serving = serving(policy, parameters=config.parameters)
-        self.codes = _codes_digest(policy, meters)
         self.public_port = 0
         self.admin_port = 0
         self._started_s = int(self.clock.wall_s())
@@ -337,25 +337,28 @@ def _listener(address: TcpAddress) -> socket.socket:
     return listener
 
 
-def _ledger(policy: Policy) -> Ledger:
+def _ledger(policy: Policy, *, codes: str) -> Ledger:
     if isinstance(policy.ledger, MemoryLedgerRules):
         return MemoryLedger()
-    return SqliteLedger(Path(policy.ledger.path))
+    return SqliteLedger(Path(policy.ledger.path), codes=codes)
 
 
 def _meters(policy: Policy) -> Sequence[Meter]:
-    return [ZstdMeter()] if "zstd" in policy.meters else []
+    if "zstd" not in policy.meters:
+        return []
+    return [ZstdMeter(Path(policy.dictionary).read_bytes() if policy.dictionary is not None else None)]
 
 
 def _codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
     """Names the code set: which codes, and the data they depend on. Two digests alike charge alike."""
-    parts = [*policy.meters, *(meter.digest for meter in meters), version("weir")]
+    scorer = policy.scorer.code or "" if policy.scorer is not None else ""
+    parts = [*policy.meters, *(meter.digest for meter in meters), scorer, version("weir")]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def _unchangeable(before: Policy, after: Policy) -> list[str]:
     """What a reload cannot change, because open answers or files depend on it."""
-    names = ("listen", "admin", "release", "meters", "scorer", "audit", "ledger")
+    names = ("listen", "admin", "release", "meters", "dictionary", "scorer", "audit", "ledger")
     return [name for name in names if getattr(before, name) != getattr(after, name)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from backports.zstd import ZstdDict, ZstdError
+
 from policy.document import parse
 from policy.mistakes import Mistakes
 from policy.rules import Model, Policy
@@ -48,6 +50,12 @@ def load(path: Path) -> Config:
         except (OSError, WeightsError) as fault:
             reason = fault.strerror if isinstance(fault, OSError) else fault
             faults.append(f"{path}: models.{model.name}.weights: {model.weights.file}: {reason}")
+    if policy.dictionary is not None:
+        try:
+            ZstdDict(Path(policy.dictionary).read_bytes())
+        except (OSError, ZstdError, ValueError) as broken:
+            why = broken.strerror if isinstance(broken, OSError) else broken
+            faults.append(f"{path}: dictionary: {policy.dictionary}: {why}")
     if faults:
         raise ConfigError("\n".join(faults))
     return Config(policy=policy, parameters=parameters)

@@ -371,6 +371,7 @@ class PolicyForm(_Form):
     meters: Annotated[list[_Meter], MinLen(1)] = Field(
         list(rules.METERS_DEFAULT), description="Codes that answers are charged under"
     )
+    dictionary: _TextOrNone = Field(None, description="A zstd dictionary made by `weir dictionary train`")
     scorer: ScorerForm | None = Field(None, description="The process that language_model asks")
     audit: AuditForm = Field(default_factory=AuditForm, description="The record of everything released")
     ledger: _Ledger = Field(
@@ -387,6 +388,7 @@ class PolicyForm(_Form):
             tenants=MappingProxyType({name: form.rule(name) for name, form in self.tenants.items()}),
             release=self.release.rule(),
             meters=tuple(meter for meter in rules.METERS if meter in self.meters),
+            dictionary=self.dictionary,
             scorer=self.scorer.rule() if self.scorer is not None else None,
             audit=self.audit.rule(),
             ledger=self.ledger,

@@ -178,6 +178,7 @@ class Policy:
     tenants: Mapping[str, Tenant]
     release: Release = field(default_factory=Release)
     meters: tuple[str, ...] = METERS_DEFAULT
+    dictionary: str | None = field(default=None, metadata=LATER)  # the operator's own, for zstd
     scorer: Scorer | None = field(default=None, metadata=LATER)  # set exactly if the meters name language_model
     audit: Audit = field(default_factory=Audit)
     ledger: SqliteLedger | MemoryLedger = field(default_factory=SqliteLedger)

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS account (
 CREATE TABLE IF NOT EXISTS lease (
     id         TEXT PRIMARY KEY,
     holder     TEXT NOT NULL,
+    codes      TEXT NOT NULL,  -- digest of the code set that its bits are counted under
     fence      INTEGER NOT NULL,
     granted_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
     closed_at  TEXT
@@ -43,7 +44,8 @@ CREATE TABLE IF NOT EXISTS lease_amount (
     PRIMARY KEY (lease, account)
 ) STRICT, WITHOUT ROWID;
 """
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_MIGRATIONS = {1: "ALTER TABLE lease ADD COLUMN codes TEXT NOT NULL DEFAULT ''"}  # from this version to the next
 
 T = TypeVar("T")
 _Operation = tuple[Callable[[], Any], "Future[Any]"]
@@ -52,7 +54,8 @@ _Operation = tuple[Callable[[], Any], "Future[Any]"]
 class SqliteLedger:
     """The `Ledger` port on one file. Raises `LedgerUnavailable` if the file cannot be opened as a ledger."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, codes: str = "") -> None:
+        self._codes = codes
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = apsw.Connection(str(path))
@@ -95,8 +98,12 @@ class SqliteLedger:
         self._db.pragma("foreign_keys", True)
         with self._db:
             version = cast("int", self._db.pragma("user_version"))
-            if version not in (0, SCHEMA_VERSION):
-                raise LedgerUnavailable(f"the ledger has schema version {version}; this program knows {SCHEMA_VERSION}")
+            if version > SCHEMA_VERSION:
+                raise LedgerUnavailable(
+                    f"the ledger has schema version {version}; this program knows {SCHEMA_VERSION} and earlier ones"
+                )
+            for earlier in range(version, SCHEMA_VERSION) if version else ():
+                self._db.execute(_MIGRATIONS[earlier])
             self._db.execute(_SCHEMA)
             self._db.pragma("user_version", SCHEMA_VERSION)
 
@@ -184,7 +191,9 @@ class SqliteLedger:
         for account, bits in plan.items():
             debit = "UPDATE account SET debited_bits = debited_bits + ?, fence = fence + 1 WHERE id = ? RETURNING fence"
             fence = max(fence, self._db.execute(debit, (bits, account)).get)
-        self._db.execute("INSERT INTO lease (id, holder, fence) VALUES (?, ?, ?)", (lease, holder, fence))
+        self._db.execute(
+            "INSERT INTO lease (id, holder, codes, fence) VALUES (?, ?, ?, ?)", (lease, holder, self._codes, fence)
+        )
         self._db.executemany(
             "INSERT INTO lease_amount (lease, account, bits) VALUES (?, ?, ?)",
             [(lease, account, bits) for account, bits in plan.items()],

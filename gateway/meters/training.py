@@ -64,11 +64,16 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
+def train(samples: list[bytes], *, size_bytes: int) -> bytes:
+    """A dictionary of about `size_bytes` from `samples`."""
+    return train_dict(samples, size_bytes).dict_content
+
+
 def dictionary() -> bytes:
     """Documentation first and sample answers last: what is nearest to the text is the cheapest to point to."""
     documentation = list(samples())
     corpus = files("gateway.meters").joinpath("corpus.txt").read_bytes()
-    content = train_dict(documentation, DOCUMENTATION_BYTES).dict_content + corpus
+    content = train(documentation, size_bytes=DOCUMENTATION_BYTES) + corpus
     answers = corpus.split(b"\n\n")
     return finalize_dict(
         ZstdDict(content, is_raw=True),

@@ -247,7 +247,7 @@ def test_one_mistake_is_answered_by_its_place_and_what_to_write(right, wrong, li
         (SMALL + "ledger: redis\n", "14:9: ledger: 'redis' is not a ledger; write sqlite:./var/ledger.db or memory"),
         (SMALL + "audit: {auditors: []}\n", "14:9: audit.auditors: unknown key 'auditors'; known here: directory"),
         (SMALL + "audit:\n", "14:7: audit: must be a mapping, that is, lines of `key: value`"),
-        (SMALL + "licence: {}\n", "14:1: licence: unknown key 'licence'; known here: listen, admin, models, tenants, release, meters, scorer, audit, ledger"),
+        (SMALL + "licence: {}\n", "14:1: licence: unknown key 'licence'; known here: listen, admin, models, tenants, release, meters, dictionary, scorer, audit, ledger"),
         ("", "1:1: the document is empty"),
         ("12", "1:1: must be a mapping, that is, lines of `key: value`"),
         (SMALL + "---\na: b\n", "14:1: a second document begins here; a policy is one document"),

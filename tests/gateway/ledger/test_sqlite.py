@@ -199,3 +199,35 @@ async def test_closing_writes_what_is_queued(path):
     await ledger.close()
     results = await asyncio.gather(*waiting)
     assert all(isinstance(result, Granted) for result in results)
+
+
+async def test_every_lease_names_the_code_set_that_its_bits_are_counted_under(tmp_path):
+    ledger = SqliteLedger(tmp_path / "ledger.db", codes="c0de")
+    await ledger.register([AccountLimit(account="a", limit_bits=100)])
+    await ledger.grant(lease="l", holder="h", wanted={"a": Wanted(least_bits=1, most_bits=10)})
+    await ledger.close()
+    assert apsw.Connection(str(tmp_path / "ledger.db")).execute("SELECT codes FROM lease").get == "c0de"
+
+
+async def test_a_ledger_of_the_first_schema_is_taken_over_with_its_usage(tmp_path):
+    # Arrange: the schema as it was, with something spent.
+    path = str(tmp_path / "ledger.db")
+    old = apsw.Connection(path)
+    old.execute(
+        _SCHEMA.replace(
+            "    codes      TEXT NOT NULL,  -- digest of the code set that its bits are counted under\n", ""
+        )
+    )
+    old.execute("INSERT INTO account VALUES ('a', 100, 60, 3)")
+    old.execute("INSERT INTO lease (id, holder, fence) VALUES ('l', 'h', 3)")
+    old.pragma("user_version", 1)
+    old.close()
+
+    # Act
+    ledger = SqliteLedger(tmp_path / "ledger.db", codes="c0de")
+
+    # Assert
+    assert [(state.account, state.debited_bits) for state in await ledger.states()] == [("a", 60)]
+    granted = await ledger.grant(lease="m", holder="h", wanted={"a": Wanted(least_bits=1, most_bits=10)})
+    assert granted.bits == {"a": 10}
+    await ledger.close()
