@@ -214,7 +214,7 @@ async def test_a_ledger_of_the_first_schema_is_taken_over_with_its_usage(tmp_pat
     path = str(tmp_path / "ledger.db")
     old = apsw.Connection(path)
     old.execute(
-        _SCHEMA.replace(
+        sqlite._SCHEMA.replace(
             "    codes      TEXT NOT NULL,  -- digest of the code set that its bits are counted under\n", ""
         )
     )
