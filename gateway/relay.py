@@ -35,7 +35,7 @@ from gateway.wire.errors import outcome_of_status, refusal_of, rejection_index
 from policy.budget import Account, Hold
 from policy.canonical import Answer, Malformed
 from policy.codelength import BITS_PER_BYTE, choice_bits
-from policy.limits import ANSWER_PENDING_BYTES_MAX, CLIENT_ANSWER_S_MAX, FLOW_BLOCK_BYTES
+from policy.limits import ANSWER_PENDING_BYTES_MAX, CLIENT_ANSWER_S_MAX, FLOW_BLOCK_BYTES, PARSE_BYTES_MAX
 from policy.refusal import Reason, Refused
 from policy.release import Outcome
 from policy.rules import Model, Tenant
@@ -274,10 +274,13 @@ class Relay:
             raise Malformed(f"content type is not {expected}")
         decoder, answer = session.call.decoder, session.answer
         while chunk := await response.read():
-            for event in decoder.feed(chunk):
-                answer.add(event)
-            if answer.finished:
-                return
+            for start in range(0, len(chunk), PARSE_BYTES_MAX):
+                if start:
+                    await asyncio.sleep(0)  # others first: what is dear to parse must not be felt by other clients
+                for event in decoder.feed(chunk[start : start + PARSE_BYTES_MAX]):
+                    answer.add(event)
+                if answer.finished:
+                    return
             session.touch()
             if answer.pending_bytes > ANSWER_PENDING_BYTES_MAX and not session.whole:
                 await session.room(pending_bytes_max=ANSWER_PENDING_BYTES_MAX)

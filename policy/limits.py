@@ -19,6 +19,7 @@ EMBEDDING_INPUTS_MAX = 256  # of one request; clients that have more send severa
 EVENT_BYTES_MAX = 256 * 1024  # one SSE event; a one-token chunk is about 270 bytes, a whole tool call a few KB
 ANSWER_WIRE_BYTES_MAX = 64 * 1024 * 1024  # everything a backend may send for one answer, envelope included
 ANSWER_JSON_BYTES_MAX = 8 * 1024 * 1024  # one unstreamed answer
+PARSE_BYTES_MAX = 32 * 1024  # of one answer in one turn of the event loop: under a millisecond
 ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it the backend is not read
 TOOL_CALLS_MAX = 64
 TOOL_ARGUMENTS_BYTES_MAX = 1024 * 1024  # of one call as the backend spells it; its canonical form counts as text
@@ -33,7 +34,9 @@ FLOW_BLOCK_BYTES = 512  # how much a stream reserves ahead: large enough to be r
 TICK_RELEASE_BYTES_MAX = 4096  # one stream, one tick: keeps a burst from starving its neighbours
 
 # How long things may take, in seconds.
-REQUEST_BODY_S_MAX = 30.0  # a slow body holds a connection, nothing else
+CLIENT_HEAD_S_MAX = 15.0  # from a connection's or a head's first byte to the head's last: no key has been shown yet
+REQUEST_BODY_S_MAX = 30.0  # a slow body holds a connection and what has come of it
+CLIENT_LINGER_S_MAX = 2.0  # after a refusal, for a body that is still coming: a reset could overtake the answer
 CLIENT_KEEPALIVE_S_MAX = 75.0  # nginx's default; aiohttp's own default is 3630 s
 CLIENT_WRITE_S_MAX = 30.0  # a client that reads nothing for so long is gone
 CLIENT_ANSWER_S_MAX = 3600.0  # beyond the backend's own deadline: a client may read slowly, but not for ever
@@ -41,6 +44,7 @@ DRAIN_S_MAX = 30.0  # after SIGTERM, open answers may finish for this long
 
 # What the process holds.
 CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut
+CLIENT_WRITE_PIECE_BYTES = 64 * 1024  # each has CLIENT_WRITE_S_MAX: who takes 2 KB/s may have all of a long answer
 CLIENT_CONNECTIONS_MAX = 10_000
 UPSTREAM_CONNECTIONS_MAX = 4096
 SETTLE_QUEUE_ANSWERS_MAX = 1024  # long texts waiting for a thread; beyond it an answer keeps its raw charge
