@@ -16,7 +16,6 @@ from gateway.record import Leaf, LeaseClosed, LeaseGranted
 from policy.budget import Account, Hold, Purse
 from policy.limits import LEASE_PARTS
 
-
 LEASES_KEPT = 64  # more than the answers that are usually open or waiting to be settled
 
 

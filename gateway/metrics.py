@@ -24,6 +24,9 @@ class Metrics:
             "weir_requests", "Answered requests by outcome.", ["model", "tenant", "outcome"], registry=r
         )
         self.refusals = Counter("weir_refusals", "Refused requests by reason.", ["reason"], registry=r)
+        self.connections_refused = Counter(
+            "weir_connections_refused", "Client connections dropped because too many were open.", registry=r
+        )
         self.in_flight = Gauge("weir_answers_in_flight", "Answers admitted and not ended.", ["model"], registry=r)
         self.released_text = Counter(
             "weir_released_text_bytes", "Text that left, in UTF-8 bytes.", ["model", "tenant"], registry=r

@@ -1,4 +1,4 @@
-"""Error bodies in the shape OpenAI clients expect. Every text here is the gateway's own; no backend's words appear."""
+"""Error bodies in the shapes that OpenAI and Anthropic clients expect. Every text here is the gateway's own, no backend's."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ _MESSAGES = {
     Outcome.CONFLICT: "Something with this id exists already. Delete it first, or choose another id.",
 }
 
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    409: "invalid_request_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}  # by status; all others are `api_error`
+
 
 def rejection_index(code: object) -> int:
     """The position of a backend's error code in the closed list; 0 for all others."""
@@ -85,16 +100,33 @@ def error_event(refused: Refused) -> bytes:
     return b"data: " + error_body(refused) + b"\n\n"
 
 
+def anthropic_error_body(refused: Refused) -> bytes:
+    """`{"type": "error", "error": {...}}` as Anthropic's clients know it, with our code and a budget's reset beside it."""
+    shape = refused.reason.value
+    error = {
+        "type": _ANTHROPIC_TYPES.get(shape.status, "api_error"),
+        "message": refused.message,
+        "code": refused.code or shape.code,
+        **_budget(refused),
+    }
+    return msgspec.json.encode({"type": "error", "error": error})
+
+
 def _error(refused: Refused) -> dict[str, Any]:
     shape = refused.reason.value
-    error: dict[str, Any] = {
+    return {
         "message": refused.message,
         "type": shape.type,
         "param": refused.param,
         "code": refused.code or shape.code,
+        **_budget(refused),
     }
+
+
+def _budget(refused: Refused) -> dict[str, Any]:
+    budget: dict[str, Any] = {}
     if refused.resets_at_s is not None:
-        error["resets_at"] = refused.resets_at_s
+        budget["resets_at"] = refused.resets_at_s
     if refused.account is not None:
-        error["budget"] = refused.account.id
-    return error
+        budget["budget"] = refused.account.id
+    return budget

@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.dialect import Call, Identity, ModelRules
-from gateway.wire.fields import Handle, upstream_handle
+from gateway.wire.fields import Handle, Request, Unlisted, parse, upstream_handle
 from policy.canonical import Event, Finish, Malformed, Numbers
 from policy.limits import ANSWER_JSON_BYTES_MAX, CONTRAST_TEXT_CHARS_MAX, CONTRAST_TEXTS_MAX
 from policy.refusal import Reason, Refused
 from policy.release import Outcome, Release
+
+EXTRACT_PATH = "/v1/steering/extract"
 
 STATUSES = ("queued", "running", "succeeded", "failed")
 STATISTICS = ("norm", "residual_norm", "mean_pairwise_cosine", "d_prime")
@@ -30,10 +32,9 @@ Text = Annotated[str, Meta(min_length=1, max_length=CONTRAST_TEXT_CHARS_MAX)]
 Texts = Annotated[list[Text], Meta(min_length=1, max_length=CONTRAST_TEXTS_MAX)]
 
 
-class ExtractRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
+class ExtractRequest(Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The allow-list of `POST /v1/steering/extract`."""
 
-    model: Annotated[str, Meta(max_length=256)]
     id: Handle
     positive: Texts
     negative: Texts
@@ -41,6 +42,11 @@ class ExtractRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     method: Literal["mean_difference"] = "mean_difference"
     token: Literal["last", "mean"] = "last"  # noqa: S105  of the text, not of a session
     chat: bool = False
+
+    @property
+    def steers(self) -> bool:
+        """See `Request.steers`."""
+        return True
 
 
 class JobResult(Struct):
@@ -62,17 +68,15 @@ class JobAnswer(Struct):
 
 
 _REQUEST = msgspec.json.Decoder(ExtractRequest)
+_UNLISTED = Unlisted(reasons={}, harmless={}, dropped=frozenset())
 _JOB = msgspec.json.Decoder(JobAnswer)
 
 
 def parse_extract(body: bytes) -> ExtractRequest | Refused:
     """A client's body as a checked request, or what is wrong with it."""
-    try:
-        request = _REQUEST.decode(body)
-    except msgspec.ValidationError as fault:
-        return Refused(reason=Reason.INVALID_REQUEST, message=f"The request body: {fault}.")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        return Refused(reason=Reason.INVALID_JSON, message=f"The request body is not valid JSON: {fault}")
+    request = parse(body, _REQUEST, _UNLISTED)
+    if isinstance(request, Refused):
+        return request
     if len(request.positive) != len(request.negative):
         message = f"positive has {len(request.positive)} texts and negative {len(request.negative)}: they form pairs."
         return Refused(reason=Reason.INVALID_REQUEST, message=message, param="negative")
@@ -100,7 +104,7 @@ def extract_call(request: ExtractRequest, rules: ModelRules, identity: Identity,
     return _call(
         rules,
         method="POST",
-        path="/v1/steering/extract",
+        path=EXTRACT_PATH,
         body=msgspec.json.encode(fields),
         job_id=job_id,
         status=202,

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,11 @@ def policy(upstream: str, directory: Path) -> dict[str, Any]:
 class Gateway:
     """`weir serve` as a child process."""
 
-    def __init__(self, directory: Path, rules: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, rules: dict[str, Any], *, program: Sequence[str] = ("-m", "gateway")
+    ) -> None:
         self.directory = directory
+        self._program = program
         self.path = directory / "weir.yaml"
         self.rules = rules
         self.key = ALICE
@@ -108,7 +111,7 @@ class Gateway:
         self._log_starts_at = log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--policy", str(self.path)],
+                [sys.executable, *self._program, "serve", "--policy", str(self.path)],
                 cwd=REPOSITORY,
                 env=environment(),
                 stdout=file,

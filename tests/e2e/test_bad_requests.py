@@ -50,7 +50,7 @@ PATHS = [
     "/slots",
     "/props",
     "/v1/load_lora_adapter",
-    "/v1/embeddings",
+    "/v1/rerank",
     "/v1/steering/vectors",
     "/v1/models/",
     "/v1/models/m",

@@ -269,7 +269,10 @@ def session(
         metrics=METRICS.of("m", "acme"),
         call=call,
         answer=Answer(
-            quantum_bytes=quantum_bytes, answer_bytes_max=call.answer_bytes_max, tools_declared=call.tools_declared
+            quantum_bytes=quantum_bytes,
+            answer_bytes_max=call.answer_bytes_max,
+            tools_declared=call.tools_declared,
+            reasoning=call.reasoning,
         ),
         whole=not call.stream if whole is None else whole,
         hold=hold,

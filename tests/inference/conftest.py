@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from aiohttp import web
 from rich.console import Console
+from safetensors.torch import load_file
 
 from inference.engine import Engine
 from inference.extraction.jobs import JobTable
@@ -23,10 +25,15 @@ from inference.model import Model, Span
 from inference.prepare import prepare
 from inference.request import EndReason, EngineRequest, Handle
 from inference.sampling import SamplingParams
+from inference.score.answers import Answer, sample_answers
+from inference.score.app import ScoreService
+from inference.score.digest import digest, measure_document
+from inference.score.scorer import Scorer
 from inference.server.app import make_app
 from inference.server.service import Service
 from inference.steering.store import VectorStore
 from inference.steering.table import Applied, CompiledSteering
+from inference.weights import open_source
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL_ID = "smollm2-135m-instruct"
@@ -42,6 +49,34 @@ def model_directory() -> Path:
 @pytest.fixture(scope="session")
 def loaded(model_directory: Path) -> LoadedModel:
     return load(model_directory, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def oracle(model_directory: Path):
+    """The same weights in the general library."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**json.loads((model_directory / "config.json").read_text()))
+    model = LlamaForCausalLM(config)
+    missing = model.load_state_dict(load_file(model_directory / "model.safetensors"), strict=False)
+    assert not missing.unexpected_keys
+    assert set(missing.missing_keys) <= {"lm_head.weight"}
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def answers(loaded: LoadedModel) -> list[Answer]:
+    """Some of the model's own answers at temperature 0.8, the same ones in every run."""
+    return sample_answers(loaded, count=6, tokens_max=128)
+
+
+@pytest.fixture(scope="session")
+def score_service(loaded: LoadedModel, model_directory: Path) -> Iterator[ScoreService]:
+    document = measure_document(loaded, open_source(model_directory).tensors)
+    scorer = Scorer(loaded, batch_tokens_max=1024)
+    scorer.start()
+    yield ScoreService(loaded=loaded, scorer=scorer, code=digest(document), document=document)
+    scorer.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from inference.config import UnsupportedModelError, config_from_hf
 from inference.loading import LoadedModel
@@ -14,18 +13,6 @@ from inference.prepare import find_gguf
 from inference.weights import open_source
 
 PROMPT = "The river rose for three days. On the fourth, 12 boats came down from the hills, and the people said:"
-
-
-@pytest.fixture(scope="module")
-def oracle(model_directory: Path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(**json.loads((model_directory / "config.json").read_text()))
-    model = LlamaForCausalLM(config)
-    missing = model.load_state_dict(load_file(model_directory / "model.safetensors"), strict=False)
-    assert not missing.unexpected_keys
-    assert set(missing.missing_keys) <= {"lm_head.weight"}
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from policy.canonical import (
     Answer,
+    Embedded,
     Finish,
     Malformed,
     Numbers,
@@ -20,8 +21,8 @@ from policy.canonical import (
     whole_characters,
 )
 from policy.forms import QUANTUM_BYTES_MIN
-from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_CALLS_MAX
-from policy.release import Ending, Outcome, ToolCall, Usage
+from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_ARGUMENTS_BYTES_MAX, TOOL_CALLS_MAX
+from policy.release import Ending, Outcome, ToolCall, Usage, Vectors
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -192,6 +193,15 @@ def test_a_rejection_keeps_the_gateways_own_number():
     assert said.take_ending(idle_ticks=0).ending == Ending(outcome=Outcome.REJECTED, numbers=(2,))
 
 
+def test_embeddings_leave_with_the_ending_and_not_with_a_fault():
+    vectors = Vectors(bits=8, dimensions_coded=False, rows=(b"ab",))
+    whole = answer(Embedded(vectors), Finish(Outcome.STOP))
+    assert whole.take_ending(idle_ticks=0).ending == Ending(outcome=Outcome.STOP, vectors=vectors)
+    broken = answer(Embedded(vectors))
+    broken.end(Outcome.UPSTREAM_ERROR)
+    assert broken.take_ending(idle_ticks=0).ending == Ending(outcome=Outcome.UPSTREAM_ERROR)
+
+
 def test_dropped_text_never_leaves():
     said = answer(TextDelta("abc"))
     said.end(Outcome.UPSTREAM_ERROR)
@@ -270,6 +280,12 @@ def test_more_calls_than_the_limit_are_malformed():
     said = answer(*deltas)
     with pytest.raises(Malformed, match=f"more than {TOOL_CALLS_MAX}"):
         said.add(ToolCallDelta(TOOL_CALLS_MAX, "f", ""))
+
+
+def test_arguments_over_the_limit_of_one_call_are_malformed():
+    said = answer(ToolCallDelta(0, "f", "x" * TOOL_ARGUMENTS_BYTES_MAX))
+    with pytest.raises(Malformed, match="arguments over"):
+        said.add(ToolCallDelta(0, None, "x"))
 
 
 @pytest.mark.parametrize("arguments", ['{"a":"\\ud800"}', '["\\udfff"]', '{"\\ud800":1}'])

@@ -15,6 +15,7 @@ from policy.codelength import (
     elias_delta_bits,
     ending_bits,
     numbers_bits,
+    parting_bits,
     piece_bits,
     release_bits,
     silence_bits_max,
@@ -171,6 +172,12 @@ def test_a_small_tree_of_whole_answers_written_out_has_mass_at_most_one():
                     yield charged + release_bits(release, tools_declared=0)
 
     assert 0 < sum(mass(bits) for bits in answers(0, -1, 0)) <= 1
+
+
+def test_parting_without_an_ending_has_the_mass_that_all_endings_after_the_same_silence_share():
+    for idle in (0, 1, 700):
+        pieces = sum(mass(piece_bits(idle_ticks=idle, quanta=quanta, text_bytes=0)) for quanta in range(1, 500))
+        assert pieces + mass(parting_bits(idle_ticks=idle)) <= mass(slot_bits(idle))
 
 
 # Prices.

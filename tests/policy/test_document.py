@@ -82,6 +82,7 @@ def test_the_smallest_document_gets_the_documented_defaults():
     demo, acme = small.models["demo"], small.tenants["acme"]
     assert demo.weights == WeightsSource(parameters=135_000_000)
     assert (demo.guarantee, demo.usage, demo.record_token_ids) == ("absolute", "charge", False)
+    assert (demo.reasoning, demo.embeddings, demo.dimensions) == ("drop", "refuse", None)
     assert (demo.answer_tokens_max, demo.answer_tokens_default) == (4096, 512)
     assert demo.timeouts == Timeouts(connect_s=5.0, first_byte_s=60.0, idle_s=30.0, total_s=600.0)
     assert demo.budgets == (ModelBudget(window=Window(name="1d", duration_s=86_400), time_to_theft_s=30 * 86_400),)
@@ -104,6 +105,9 @@ models:
       - {{window: 1h, bytes: 20MiB}}
       - {{window: lifetime, fraction: 12.5%}}
     usage: drop
+    reasoning: release
+    embeddings: binary
+    dimensions: 384
     record_token_ids: true
     answer_tokens_max: 100
     timeouts: {{connect: 500ms, first_byte: 1m, idle: 2s, total: 1h}}
@@ -129,6 +133,7 @@ ledger: memory
         ("1h", None, 8 * 20 * 2**20),
     ]
     assert (demo.usage, demo.record_token_ids) == ("drop", True)
+    assert (demo.reasoning, demo.embeddings, demo.dimensions) == ("release", "binary", 384)
     assert (demo.answer_tokens_max, demo.answer_tokens_default) == (100, 100)
     assert demo.timeouts == Timeouts(connect_s=0.5, first_byte_s=60.0, idle_s=2.0, total_s=3600.0)
     assert (tenants["one"].share, tenants["one"].steering, tenants["one"].streams_max) == (Fraction(2, 5), True, 2)
@@ -224,6 +229,9 @@ def test_one_mistake_is_answered_by_its_place_and_what_to_write(right, wrong, li
         (with_model("guarantee: total"), "8:16: models.demo.guarantee: 'total' is not known; write absolute"),
         (with_model("record_token_ids: yes"), "8:23: models.demo.record_token_ids: 'yes' is a boolean to some YAML readers only; write true or false, or quotes if it is text"),
         (with_model('record_token_ids: "true"'), "8:23: models.demo.record_token_ids: 'true' is text here; write true or false"),
+        (with_model("reasoning: keep"), "8:16: models.demo.reasoning: 'keep' is not known; write drop or release"),
+        (with_model("embeddings: float32"), "8:17: models.demo.embeddings: 'float32' is not known; write refuse or int8 or binary"),
+        (with_model("dimensions: 8193"), "8:17: models.demo.dimensions: '8193' is not a whole number from 1 to 8192"),
         (with_model("answer_tokens_max: 0"), "8:24: models.demo.answer_tokens_max: '0' is not a whole number from 1 to 1000000"),
         (with_model("answer_tokens_max: 1.5"), "8:24: models.demo.answer_tokens_max: '1.5' is not a whole number from 1 to 1000000"),
         (with_model("answer_tokens_default: 5000"), "8:28: models.demo.answer_tokens_default: must not be more than answer_tokens_max, 4096"),
@@ -319,6 +327,16 @@ release: {{}}
 )
 def test_the_digest_changes_with_any_decision(change):
     assert policy(SMALL.replace(*change)).digest != policy(SMALL).digest
+
+
+@pytest.mark.parametrize("line", ["reasoning: release", "embeddings: int8", "dimensions: 384"])
+def test_a_field_that_earlier_versions_did_not_have_is_in_the_digest_once_it_decides_something(line):
+    assert policy(with_model(line)).digest != policy(SMALL).digest
+
+
+@pytest.mark.parametrize("line", ["reasoning: drop", "embeddings: refuse"])
+def test_such_a_field_at_its_default_is_not(line):
+    assert policy(with_model(line)).digest == policy(SMALL).digest
 
 
 def test_the_digest_of_a_policy_stays_what_it_was_in_earlier_versions():
@@ -540,4 +558,6 @@ def test_a_language_model_meter_needs_a_scorer_and_a_scorer_needs_the_meter() ->
 
 def test_the_digest_of_a_code_is_64_hex_digits() -> None:
     text = SMALL + "meters: [raw, language_model]\nscorer: {address: unix:/s, code: abc}\n"
-    assert mistakes(text) == ["weir.yaml:15:34: scorer.code: 'abc' is not the digest of a code; ask the scorer for GET /code"]
+    assert mistakes(text) == [
+        "weir.yaml:15:34: scorer.code: 'abc' is not the digest of a code; ask the scorer for GET /code"
+    ]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from policy.release import Ending, Outcome, Release, ToolCall, Usage
+from policy.release import Ending, Outcome, Release, ToolCall, Usage, Vectors
 
 COMPLETE = {Outcome.STOP, Outcome.LENGTH, Outcome.TOOL_CALLS}
 
@@ -21,6 +21,7 @@ def test_only_stop_length_and_tool_calls_may_be_told_as_a_whole_answer(outcome):
         ToolCall(name="f", arguments="{}"),
         Ending(outcome=Outcome.STOP),
         Release(idle_ticks=0, quanta=1, text="x"),
+        Vectors(bits=8, dimensions_coded=False, rows=(b"a",)),
     ],
 )
 def test_a_released_value_is_frozen_and_has_no_room_for_more(value):
@@ -32,4 +33,9 @@ def test_a_released_value_is_frozen_and_has_no_room_for_more(value):
 
 def test_an_ending_says_nothing_that_was_not_put_into_it():
     ending = Ending(outcome=Outcome.STOP)
-    assert (ending.tool_calls, ending.usage, ending.numbers) == ((), None, None)
+    assert (ending.tool_calls, ending.usage, ending.numbers, ending.vectors) == ((), None, None, None)
+
+
+@pytest.mark.parametrize(("reasoning", "spoken"), [(None, "x"), ("", "x"), ("hm", "hmx")])
+def test_what_is_spoken_is_reasoning_and_then_text(reasoning, spoken):
+    assert Release(idle_ticks=0, quanta=1, text="x", reasoning=reasoning).spoken == spoken

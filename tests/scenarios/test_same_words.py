@@ -7,12 +7,14 @@ import itertools
 import json
 import random
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.session import Budget
+from gateway.wire import embeddings, messages, responses
 from gateway.wire.errors import error_body, refusal_of
 from policy.budget import Purse
 from policy.canonical import Malformed
@@ -28,11 +30,13 @@ class Said:
     """What a backend says: text tick by tick, calls, how it ends. Not how it spells it."""
 
     texts: tuple[str, ...]
+    thoughts: tuple[str, ...] = ()  # before the texts; a tick each
     calls: tuple[tuple[str, object], ...] = ()
     finish: str = "stop"
     usage: tuple[int, int] | None = None
     fault: str | None = None  # instead of an ending
     at_once: bool = False  # whether the end comes by the same tick as the last text
+    abrupt: bool = False  # whether the first text comes by the same tick as the last thought
 
 
 json_values = st.recursive(
@@ -45,24 +49,30 @@ calls = st.lists(
 )
 
 
-def said(*, tools: bool):
+words = st.lists(st.text(max_size=40) | st.text('é😀\n\\"', max_size=30), max_size=6).map(tuple)
+
+
+def said(*, tools: bool, thoughts: bool = False):
     return st.builds(
         Said,
-        texts=st.lists(st.text(max_size=40) | st.text('é😀\n\\"', max_size=30), max_size=6).map(tuple),
+        texts=words,
+        thoughts=words if thoughts else st.just(()),
         calls=calls.map(tuple) if tools else st.just(()),
         finish=st.sampled_from(("stop", "length")),
         usage=st.none() | st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
         fault=st.none() | st.sampled_from(FAULTS),
         at_once=st.booleans(),
+        abrupt=st.booleans(),
     )
 
 
 class Voice:
     """One way to spell: every free choice is made by a seeded generator."""
 
-    def __init__(self, seed: int, *, chat: bool) -> None:
+    def __init__(self, seed: int, *, chat: bool, thoughts: bool = False) -> None:
         self.random = random.Random(seed)
         self.chat = chat
+        self.unheard = not thoughts  # whether reasoning is dropped from here on, and so may be anything
         self.newline = self.random.choice(["\n", "\r\n"])
         self.quiet = self.random.random() < 0.2  # plain and short
 
@@ -114,7 +124,9 @@ class Voice:
         if self.maybe():
             choice["logprobs"] = {"content": [0.5]}
         if self.chat:
-            choice["delta"] = {**delta, **({"role": "assistant"} if self.maybe() else {})}
+            late = {self.thought_name(): str(self.random.random())} if self.unheard and self.maybe() else {}
+            choice["delta"] = {**delta, **({"role": "assistant"} if self.maybe() else {}), **late}
+            self.unheard = self.unheard or bool(delta.get("content"))
         else:
             choice["text"] = delta.get("content", "")
         return self.event({"choices": [choice], **self.noise()})
@@ -126,6 +138,13 @@ class Voice:
         if self.maybe():
             events.append(self.chunk({"content": ""}))
         return events
+
+    def thought_name(self) -> str:
+        return self.random.choice(["reasoning_content", "reasoning"])
+
+    def thought(self, thought: str) -> list[bytes]:
+        empty = {"content": self.random.choice(["", None])} if self.maybe() else {}
+        return [self.chunk({self.thought_name(): part, **empty}) for part in self.parts(thought)]
 
     def call(self, index: int, name: str, arguments: object) -> list[bytes]:
         events = []
@@ -178,7 +197,11 @@ class Voice:
     # Bytes, tick by tick: everything said by a tick is complete by it, and some of what follows may have come as well.
 
     def stream(self, said: Said) -> list[list[bytes]]:
-        ticks = [self.text(text) for text in said.texts]
+        ticks = [self.thought(thought) for thought in said.thoughts]
+        first = len(ticks)
+        ticks += [self.text(text) for text in said.texts]
+        if said.abrupt and 0 < first < len(ticks):
+            ticks[first - 1] += ticks.pop(first)
         spoken = [
             event for index, (name, arguments) in enumerate(said.calls) for event in self.call(index, name, arguments)
         ]
@@ -190,6 +213,8 @@ class Voice:
     def whole(self, said: Said) -> list[list[bytes]]:
         text = "".join(said.texts)
         message: dict = {"content": text or self.random.choice(["", None]), "role": "assistant"}
+        if said.thoughts:
+            message[self.thought_name()] = "".join(said.thoughts)
         if said.calls:
             message["tool_calls"] = [
                 {"id": str(self.random.random()), "function": {"name": name, "arguments": self.spell(arguments)}}
@@ -243,7 +268,7 @@ def client_bytes(fakes, call, packets, *, budget_bits):
         if charged is not None:
             release, record = charged
             refused = refusal_of(release.ending) if release.ending else None
-            body = call.renderer.release(release) if release.text or out or not refused else error_body(refused)
+            body = call.renderer.release(release) if release.spoken or out or not refused else error_body(refused)
             out.append((number, body, record.charged_bits))
 
     try:
@@ -266,24 +291,44 @@ def client_bytes(fakes, call, packets, *, budget_bits):
     return out
 
 
-def make_call(fakes, dialect, stream):
-    if dialect == "chat":
-        return fakes.chat_call(stream=stream, tools=TOOLS, tokens=4096)
-    return fakes.completion_call(stream=stream, tokens=4096)
+def make_call(fakes, dialect, stream, *, reasoning=False):
+    """A call of any dialect that generates; all but completions ask their backend in the chat dialect."""
+    rules = fakes.ModelRules(
+        name="m", usage=True, token_ids=False, tokens_max=4096, tokens_default=512, reasoning=reasoning
+    )
+    match dialect:
+        case "chat":
+            return fakes.chat_call(stream=stream, tools=TOOLS, tokens=4096, rules=rules)
+        case "completions":
+            return fakes.completion_call(stream=stream, tokens=4096, rules=rules)
+        case "responses":
+            tools = [{"type": "function", "name": name} for name in TOOLS]
+            body = {"model": "m", "input": "hi", "tools": tools, "max_output_tokens": 4096, "stream": stream}
+            return fakes._call(responses, body, rules)
+        case "messages":
+            tools = [{"name": name, "input_schema": {"type": "object"}} for name in TOOLS]
+            asked = [{"role": "user", "content": "hi"}]
+            body = {"model": "m", "messages": asked, "tools": tools, "max_tokens": 4096, "stream": stream}
+            return fakes._call(messages, body, rules)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("dialect", ["chat", "completions"])
+@pytest.mark.parametrize("reasoning", [False, True], ids=["dropping", "reasoning"])
+@pytest.mark.parametrize("dialect", ["chat", "completions", "responses", "messages"])
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data(), one=st.integers(0, 2**32), other=st.integers(0, 2**32))
-def test_the_same_words_in_different_bytes_give_the_same_client_bytes(fakes, dialect, stream, data, one, other):
-    words = data.draw(said(tools=dialect == "chat"))
+def test_the_same_words_in_different_bytes_give_the_same_client_bytes(
+    fakes, dialect, reasoning, stream, data, one, other
+):
+    chat = dialect != "completions"
+    words = data.draw(said(tools=chat, thoughts=chat and reasoning))
     budget_bits = data.draw(st.just(1 << 20) | st.integers(700, 2500))
     answers = []
     for seed in (one, other):
-        voice = Voice(seed, chat=dialect == "chat")
+        voice = Voice(seed, chat=chat, thoughts=reasoning)
         packets = voice.stream(words) if stream else voice.whole(words)
-        answers.append(client_bytes(fakes, make_call(fakes, dialect, stream), packets, budget_bits=budget_bits))
+        call = make_call(fakes, dialect, stream, reasoning=reasoning)
+        answers.append(client_bytes(fakes, call, packets, budget_bits=budget_bits))
     assert answers[0] == answers[1]
     charged = sum(bits for _, _, bits in answers[0])
     assert charged <= budget_bits
@@ -300,6 +345,95 @@ def test_the_property_sees_text_calls_usage_and_faults(fakes):
     broken = Said(texts=("hello ", "world" * 8), fault="not json")
     out = client_bytes(fakes, make_call(fakes, "chat", True), Voice(1, chat=True).stream(broken), budget_bits=1 << 20)
     assert b"upstream_error" in out[-1][1]
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
+def test_the_property_sees_reasoning_in_every_dialect(fakes, dialect):
+    words = Said(
+        texts=("hello ", "wörld" * 8), thoughts=("let me ", "think" * 8), calls=(("add", {"a": 1}),), usage=(3, 4)
+    )
+    for stream in (True, False):
+        voice = Voice(1, chat=True, thoughts=True)
+        packets = voice.stream(words) if stream else voice.whole(words)
+        call = make_call(fakes, dialect, stream, reasoning=True)
+        out = client_bytes(fakes, call, packets, budget_bits=1 << 20)
+        joined = b"".join(body for _, body, _ in out)
+        for fact in (b"let me", b"think", "wörldwörld".encode(), b"add"):
+            assert fact in joined, fact
+
+
+# Embeddings.
+
+floats = st.floats(-1e6, 1e6, allow_nan=False) | st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-300, 1e300])
+
+
+def spell_number(number: float, rng: random.Random) -> str:
+    """One of the ways to write the same double."""
+    sign, digits, exponent = Decimal(repr(number)).as_tuple()
+    if number == 0:
+        return rng.choice(["0", "0.0", "-0.0", "-0", "0e9", "0.000"])
+    whole = ("-" if sign else "") + "".join(map(str, digits))
+    zeros = rng.randrange(3)
+    spelled = [repr(number), f"{whole}{'0' * zeros}e{exponent - zeros}", f"{whole}.0E{exponent:+d}"]
+    return rng.choice(spelled)
+
+
+def embeddings_answer(rows, rng, *, usage, fault) -> list[list[bytes]]:
+    voice = Voice(rng.randrange(2**32), chat=True)
+    items = []
+    for index, row in enumerate(rows):
+        spelled = "[" + rng.choice([",", ", ", "\n,"]).join(spell_number(value, rng) for value in row) + "]"
+        items.append(f'{{"object": "covert", "index": {index}, "embedding": {spelled}, "x": [1]}}')
+    rng.shuffle(items)
+    claim = f', "usage": {{"total_tokens": {rng.random()}, "prompt_tokens": {usage}}}' if usage is not None else ""
+    data = f'{{"id": "{rng.random()}", "data": [{",".join(items)}]{claim}, "model": "covert"}}'
+    data = {
+        None: data,
+        "eof": data[:-1],
+        "nan": data.replace("[", "[NaN,", 1),
+        "one more": data.replace('"data": [', '"data": [{"embedding": [1]},'),
+        "too long": data.replace('"embedding": [', '"embedding": [1,', 1),
+    }[fault]
+    return voice.packets([[data.encode()]])
+
+
+@pytest.mark.parametrize("kind", ["int8", "binary"])
+@pytest.mark.parametrize("fixed", [True, False])
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    rows=st.integers(1, 5).flatmap(
+        lambda n: st.lists(st.lists(floats, min_size=n, max_size=n), min_size=2, max_size=4)
+    ),
+    usage=st.none() | st.integers(0, 10**6),
+    fault=st.sampled_from([None, None, None, "eof", "nan", "one more", "too long"]),
+    budget_bits=st.just(1 << 20) | st.integers(100, 400),
+    one=st.integers(0, 2**32),
+    other=st.integers(0, 2**32),
+    encoding=st.sampled_from(["float", "base64"]),
+)
+def test_the_same_vectors_in_different_bytes_give_the_same_client_bytes(
+    fakes, kind, fixed, rows, usage, fault, budget_bits, one, other, encoding
+):
+    dimensions = len(rows[0])
+    rules = fakes.ModelRules(
+        name="m", usage=True, token_ids=False, tokens_max=9, tokens_default=9,
+        embeddings=kind, dimensions=dimensions if fixed else None,
+    )  # fmt: skip
+    body = {"model": "m", "input": ["a"] * len(rows), "encoding_format": encoding}
+    answers = []
+    for seed in (one, other):
+        packets = embeddings_answer(rows, random.Random(seed), usage=usage, fault=fault)
+        call = fakes._call(embeddings, body, rules)
+        answers.append(client_bytes(fakes, call, packets, budget_bits=budget_bits))
+    assert answers[0] == answers[1]
+    ((_, data, charged),) = answers[0]
+    assert charged <= budget_bits
+    if fault is None and budget_bits == 1 << 20:
+        bits = 8 if kind == "int8" else 1
+        assert charged > bits * dimensions * len(rows)
+        assert len(json.loads(data)["data"]) == len(rows)
+    elif fault is not None:
+        assert b"upstream_error" in data or b"egress_budget_exhausted" in data
 
 
 @settings(max_examples=60, deadline=None)

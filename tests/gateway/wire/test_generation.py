@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from gateway.wire import generation
 from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder, steering_body
-from policy.canonical import Finish, Malformed, Numbers, TextDelta, TokenIds, ToolCallDelta, UsageReport
+from policy.canonical import Finish, Malformed, Numbers, ReasoningDelta, TextDelta, TokenIds, ToolCallDelta, UsageReport
 from policy.limits import ANSWER_JSON_BYTES_MAX, EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage
-
 
 ALL = Heeded(usage=True, reasoning=True, steering=True)
 
@@ -130,6 +129,46 @@ def test_tool_calls_come_in_parts_by_index_or_by_position():
 def test_token_ids_are_for_the_record():
     body = {"choices": [{"delta": {"content": "a"}, "token_ids": [1, 2]}]}
     assert read(stream(body, chunk("stop")))[0] == [TextDelta("a"), TokenIds((1, 2)), Finish(Outcome.STOP)]
+
+
+def test_steering_statistics_that_were_not_asked_for_are_not_read():
+    """They would be a channel that no request opened."""
+    body = {**chunk("stop"), "steering": STEERING}
+    assert read(stream(body), heeded=Heeded(usage=True)) == ([Finish(Outcome.STOP)], None)
+    whole_body = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "steering": STEERING}
+    assert whole(whole_body, heeded=Heeded()) == ([TextDelta("a"), Finish(Outcome.STOP)], None)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_has_two_names_and_comes_before_the_text_of_its_chunk(name):
+    events, fault = read(
+        stream(chunk(**{name: "hm", "content": "a"}), chunk(**{name: " so", "content": None}), chunk("stop"))
+    )
+    assert (events, fault) == (
+        [ReasoningDelta("hm"), TextDelta("a"), ReasoningDelta(" so"), Finish(Outcome.STOP)],
+        None,
+    )
+    message = {"content": "a", name: "hm"}
+    assert whole({"choices": [{"message": message, "finish_reason": "stop"}]})[0] == [
+        ReasoningDelta("hm"),
+        TextDelta("a"),
+        Finish(Outcome.STOP),
+    ]
+
+
+def test_reasoning_under_both_names_is_said_once():
+    assert read(stream(chunk(reasoning="hm", reasoning_content="hm"), chunk("stop")))[0][0] == ReasoningDelta("hm")
+
+
+@pytest.mark.parametrize("said", [7, [], {"text": "hm"}, None, "", True])
+def test_reasoning_that_is_no_text_is_none(said):
+    assert read(stream(chunk(reasoning=said, content="a"), chunk("stop")))[0] == [TextDelta("a"), Finish(Outcome.STOP)]
+
+
+def test_reasoning_that_policy_drops_is_not_read():
+    quiet = read(stream(chunk(content="a"), chunk("stop")), heeded=Heeded())
+    noisy = stream(chunk(reasoning="hm"), chunk(reasoning_content="hm", content="a"), chunk("stop"))
+    assert read(noisy, heeded=Heeded()) == quiet
 
 
 def test_steering_statistics_become_integers_and_are_rendered_from_them():

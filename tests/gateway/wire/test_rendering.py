@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gateway.wire import chat, completions
 from gateway.wire.errors import REJECTIONS, error_body, outcome_of_status, refusal_of, rejection_index
 from policy.budget import Account
 from policy.refusal import Reason, Refused
@@ -104,7 +105,12 @@ def test_a_whole_completion_is_one_body(fakes):
 @pytest.mark.parametrize("dialect", ["chat", "completion"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_steering_is_reported_with_the_gateways_own_fingerprint(fakes, dialect, stream):
-    renderer = getattr(fakes, f"{dialect}_call")(stream=stream).renderer
+    asked = {"model": "m", "stream": stream, "steering": {"vectors": [{"id": "calm"}]}}
+    codec, question = {
+        "chat": (chat, {"messages": [{"role": "user", "content": "hi"}]}),
+        "completion": (completions, {"prompt": "hi"}),
+    }[dialect]
+    renderer = fakes._call(codec, asked | question, fakes.RULES).renderer
     data = renderer.release(release("x", Ending(outcome=Outcome.STOP, numbers=(1, 2, 0b101, 500))))
     bodies = [body for body in (events(data) if stream else [json.loads(data)]) if isinstance(body, dict)]
     (report,) = [body["steering"] for body in bodies if "steering" in body]

@@ -69,7 +69,7 @@ def test_a_job_is_asked_for_in_its_tenants_own_space():
         ({"layer": -1}, Reason.INVALID_REQUEST),
         ({"layer": 1024}, Reason.INVALID_REQUEST),
         ({"method": "pca"}, Reason.INVALID_REQUEST),
-        ({"tensor": [1.0]}, Reason.INVALID_REQUEST),
+        ({"tensor": [1.0]}, Reason.UNSUPPORTED_FIELD),
         ({"positive": ["x"] * 257, "negative": ["y"] * 257}, Reason.INVALID_REQUEST),
     ],
 )
