@@ -313,7 +313,8 @@ class Relay:
                 outcome=outcome.value if outcome is not None else None,
                 text_bytes=len(session.text),
                 charged_bits=session.charged_bits,
-            )
+            ),
+            content=msgspec.json.encode(session.answer.token_ids) if session.answer.token_ids else None,
         )
         self._settler.settle(session)
         session.metrics.ended(outcome)

@@ -1,4 +1,4 @@
-"""The command line: `python -m inference prepare | serve`."""
+"""The command line: `python -m inference prepare | serve | score`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from inference.limits import BATCH_ROWS_MAX, KV_BYTES_DEFAULT
+from inference.limits import BATCH_ROWS_MAX, KV_BYTES_DEFAULT, SCORE_BATCH_TOKENS_DEFAULT
 
 _DESCRIPTION = """\
 A small, exact model server for Llama and Qwen2 models, with steering.
@@ -21,6 +22,9 @@ A small, exact model server for Llama and Qwen2 models, with steering.
 
   python -m inference serve --model var/models/smollm2 --listen 127.0.0.1:8001 --state var/state
       serves it: OpenAI's chat and text completions, steering vectors and their extraction
+
+  python -m inference score --model var/models/smollm2 --listen unix:var/run/score.sock
+      says how many bits texts cost under that model: the gateway's trusted meter
 """
 _SERVE_EPILOG = """\
 endpoints: POST /v1/chat/completions, /v1/completions, /v1/steering/extract, /v1/steering/vectors
@@ -30,11 +34,28 @@ There is no authentication: listen on loopback or on a Unix socket, and put the 
 SIGTERM and SIGINT finish the answers in flight (at most 25 s), then exit with status 0.
 Logs are JSON lines on stderr; they never hold prompts or answers.
 """
+_SCORE_DESCRIPTION = """\
+Say how many bits texts cost under a fixed, public model, given the request they answer: a sound codelength,
+rounded up, end and surcharges included. The gateway asks after an answer has left and refunds the difference
+to 8 bits a byte. Trusted: run it on the gateway's host, never on an inference host, and never on the model
+that is served to be protected, unless that model is public.
+"""
+_SCORE_EPILOG = """\
+endpoints: POST /score   {"items": [{"messages": [{"role", "content"}, ...] | "prompt": "...", "text": "..."}, ...]}
+                         -> {"code": "<digest>", "items": [{"bits": 812, "tokens": 190} | {"error": "..."}, ...]}
+           GET  /code    the digest, and everything it is taken of: model, tokenizer, template, rules
+           GET  /livez, /readyz
+1 to 64 items a request, texts of up to 1 MiB, any length of prompt. docs/inference.md defines the measure.
+There is no authentication: listen on a Unix socket or on loopback.
+SIGTERM and SIGINT finish the texts in flight (at most 25 s), then exit with status 0.
+Logs are JSON lines on stderr; they never hold prompts or texts.
+"""
 
 
 def main() -> int:
     arguments = _parser().parse_args()
-    return _prepare(arguments) if arguments.command == "prepare" else _serve(arguments)
+    roles = {"prepare": _prepare, "serve": _serve, "score": _score}
+    return roles[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +109,36 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of all running requests together, prompt and maximal answer (default: what 4 GiB hold)",
     )
+    _add_score(commands)
     return parser
+
+
+def _add_score(commands: Any) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    score = commands.add_parser(
+        "score",
+        help="say how many bits texts cost under a model",
+        description=_SCORE_DESCRIPTION,
+        epilog=_SCORE_EPILOG,
+        formatter_class=raw,
+    )
+    add = score.add_argument
+    add("--model", type=Path, required=True, metavar="DIR", help="model directory or .gguf file; run in float32")
+    add("--listen", default="127.0.0.1:8002", metavar="ADDR", help="HOST:PORT or unix:PATH (default: %(default)s)")
+    add(
+        "--threads",
+        type=_between(1, 1024),
+        default=1,
+        metavar="N",
+        help="CPU threads (default: 1, the most texts per core; more answer one text sooner)",
+    )
+    add(
+        "--batch-tokens-max",
+        type=_between(1, 1 << 16),
+        default=SCORE_BATCH_TOKENS_DEFAULT,
+        metavar="N",
+        help="tokens per forward pass, prompts included: bounds memory and waiting (default: %(default)s)",
+    )
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:
@@ -127,6 +177,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from inference.extraction.jobs import JobTable
     from inference.loading import load
     from inference.log import log_to_stderr
+    from inference.server.app import make_app
     from inference.server.lifetime import serve
     from inference.server.service import Service
     from inference.steering.store import VectorStore
@@ -150,9 +201,33 @@ def _serve(arguments: argparse.Namespace) -> int:
         )
         store = VectorStore(arguments.state / "vectors")
         service = Service(loaded=loaded, engine=engine, store=store, jobs=JobTable())
-        uvloop.run(serve(service, listen=arguments.listen))
+        uvloop.run(serve(make_app(service), service, listen=arguments.listen))
     except (UnsupportedModelError, OSError, ValueError) as error:
         log.error("cannot serve", extra={"reason": str(error)})  # noqa: TRY400 - the sentence is what helps
+        return 1
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    import torch
+    import uvloop
+
+    from inference.config import UnsupportedModelError
+    from inference.log import log_to_stderr
+    from inference.score.app import make_app
+    from inference.score.opening import open_service
+    from inference.server.lifetime import serve
+
+    log_to_stderr()
+    log = logging.getLogger("inference")
+    torch.set_num_threads(arguments.threads)
+    try:
+        with ThreadPoolExecutor(max_workers=1) as executor:  # in a thread that ends, as in _serve
+            opening = executor.submit(open_service, arguments.model, batch_tokens_max=arguments.batch_tokens_max)
+            service = opening.result()
+        uvloop.run(serve(make_app(service), service, listen=arguments.listen))
+    except (UnsupportedModelError, OSError, ValueError) as error:
+        log.error("cannot score", extra={"reason": str(error)})  # noqa: TRY400 - the sentence is what helps
         return 1
     return 0
 

@@ -11,14 +11,25 @@ from inference.config import ModelConfig
 class KvCache:
     """Memory for `capacity` tokens of one sequence, allocated once. `length` tokens of it are valid.
 
-    keys, values: [n_layers, n_kv_heads, capacity, d_head]. Untouched pages cost nothing on the CPU.
+    keys, values: [n_layers, n_kv_heads, capacity, d_head]. Untouched pages cost nothing on the CPU. With
+    `layers_share` all layers are the same memory: right for a sequence that is run whole, in one step, and only then,
+    since a layer needs none but its own keys and values and nothing is kept for a token after.
     """
 
     __slots__ = ("capacity", "keys", "length", "values")
 
-    def __init__(self, config: ModelConfig, *, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.n_layers, config.n_kv_heads, capacity, config.d_head)
-        self.keys: Tensor = torch.empty(shape, dtype=dtype, device=device)
-        self.values: Tensor = torch.empty(shape, dtype=dtype, device=device)
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        layers_share: bool = False,
+    ) -> None:
+        layers = 1 if layers_share else config.n_layers
+        shape = (layers, config.n_kv_heads, capacity, config.d_head)
+        self.keys: Tensor = torch.empty(shape, dtype=dtype, device=device).expand(config.n_layers, -1, -1, -1)
+        self.values: Tensor = torch.empty(shape, dtype=dtype, device=device).expand(config.n_layers, -1, -1, -1)
         self.capacity = capacity
         self.length = 0

@@ -38,6 +38,24 @@ KV_BYTES_DEFAULT = 4 << 30
 CONTEXT_TOKENS_MAX = 131_072
 """Longest context served, whatever the model's file claims; the rotary table is built for all of it."""
 
+SCORE_ITEMS_MAX = 64
+"""Texts in one request to score; the gateway settles in small groups, and one answer should not wait for many."""
+
+SCORE_TEXT_BYTES_MAX = 1 << 20
+"""Longest text to score, in UTF-8 bytes: about 250,000 tokens, ten minutes of two cores. Longer ones stay raw."""
+
+SCORE_BODY_BYTES_MAX = 16 << 20
+"""Largest body of a request to score: several texts of the maximal size, JSON's escapes and the prompts included."""
+
+SCORE_PROMPT_CHARS_MAX = 1 << 16
+"""Characters of a rendered prompt that are read, from its end: four times what its share of the window can hold."""
+
+SCORE_QUEUE_TOKENS_MAX = 1 << 22
+"""Tokens that may wait to be scored, about an hour on two cores; what is refused beyond it stays charged raw."""
+
+SCORE_BATCH_TOKENS_DEFAULT = 2048
+"""Tokens per forward pass. From 64 on the speed is the same; it bounds memory and what a short text waits for."""
+
 JOBS_WAITING_MAX = 16
 """Extraction jobs queued at a time. They run one after the other between decode steps."""
 

@@ -38,7 +38,13 @@ class LoadedModel:
 
 def load(path: Path, *, dtype: torch.dtype, device: torch.device, model_id: str | None = None) -> LoadedModel:
     """Load a model directory, a .safetensors file inside one, or a .gguf. Raises UnsupportedModelError, OSError."""
-    source = open_source(path)
+    return assemble(open_source(path), path=path, dtype=dtype, device=device, model_id=model_id)
+
+
+def assemble(
+    source: Source, *, path: Path, dtype: torch.dtype, device: torch.device, model_id: str | None = None
+) -> LoadedModel:
+    """Make the model of a source that was opened from `path`. Raises UnsupportedModelError, OSError."""
     config = source.config
     tokenizer, template_source = _words(source)
     bos, eos = config.bos_token_id, config.eos_token_ids[0] if config.eos_token_ids else None

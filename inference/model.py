@@ -72,8 +72,20 @@ class Model:
         tokens = int(token_ids.shape[0])
         if not every and len(spans) < tokens:
             ends = torch.tensor([span.count for span in spans], device=self.device).cumsum(0) - 1
-            hidden, tokens = _at_least(ROWS_MIN, hidden[ends]), len(spans)
-        return self._head(self._normalise(hidden, self._norm))[:tokens].float()
+            hidden, tokens = hidden[ends], len(spans)
+        return self.head(hidden)[:tokens]
+
+    @torch.inference_mode()
+    def hidden(self, token_ids: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Residual stream [tokens, d_model] behind the last block, for callers that want few logits at a time."""
+        tokens = int(token_ids.shape[0])
+        return self._run(token_ids, spans, steering=None, n_layers=self.config.n_layers)[:tokens]
+
+    @torch.inference_mode()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [rows, vocab_size] of rows of `hidden` [rows, d_model]."""
+        rows = hidden.shape[0]
+        return self._head(self._normalise(_at_least(ROWS_MIN, hidden), self._norm))[:rows].float()
 
     @torch.inference_mode()
     def block_output(self, token_ids: Tensor, cache: KvCache, *, layer: int) -> Tensor:

@@ -36,6 +36,13 @@ class Tokenizer:
         """`add_special_tokens` adds what the model's post-processor does (a BOS, or nothing); templates write theirs."""
         return list(self._bpe.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def literal(self) -> Tokenizer:
+        """A copy that reads spelled-out special tokens as ordinary text and normalises nothing away."""
+        bpe = BpeTokenizer.from_str(self._bpe.to_str())
+        bpe.encode_special_tokens = True
+        bpe.normalizer = None
+        return Tokenizer(bpe)
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """Whole text of some tokens; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
@@ -47,6 +54,11 @@ class Tokenizer:
     def token_text(self, token_id: int | None) -> str:
         """The token as written in the vocabulary, specials included; chat templates ask for those."""
         return "" if token_id is None else self._bpe.id_to_token(token_id) or ""
+
+    @property
+    def document(self) -> str:
+        """The whole vocabulary with its rules as the text of a `tokenizer.json`."""
+        return str(self._bpe.to_str())
 
     @property
     def vocab_size(self) -> int:

@@ -17,7 +17,12 @@ EMBEDDING_INPUTS_MAX = 256  # of one request; clients that have more send severa
 
 # What a backend may send.
 EVENT_BYTES_MAX = 256 * 1024  # one SSE event; a one-token chunk is about 270 bytes, a whole tool call a few KB
-ANSWER_WIRE_BYTES_MAX = 64 * 1024 * 1024  # everything a backend may send for one answer, envelope included
+# Everything a backend may send for one answer, envelope included: a base, so much for every token that was asked for, and
+# so much for every character that it says. A one-token chunk is about 270 bytes. What is beyond it is not an answer, and
+# to parse it would let a backend make itself felt by others for nothing.
+WIRE_BASE_BYTES = 64 * 1024
+WIRE_BYTES_PER_TOKEN = 512
+WIRE_BYTES_PER_CHARACTER = 1024
 ANSWER_JSON_BYTES_MAX = 8 * 1024 * 1024  # one unstreamed answer
 PARSE_BYTES_MAX = 32 * 1024  # of one answer in one turn of the event loop: under a millisecond
 ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it the backend is not read

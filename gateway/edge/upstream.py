@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from functools import partial
+from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
@@ -12,8 +14,13 @@ from gateway.ports import UpstreamFailed
 from policy.limits import HEADER_LINE_BYTES_MAX, UPSTREAM_CONNECTIONS_MAX
 from policy.rules import Timeouts
 
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
 READ_BUFFER_BYTES = 256 * 1024
 KEEPALIVE_S = 4.0  # below uvicorn's 5 s, so that a request does not meet a connection that its engine is closing
+STALE_CONNECTIONS_MAX = 64  # how many kept connections are given up for one request before the backend is
 URLS_KEPT_MAX = 16  # there are three constant paths; paths with ids are not worth keeping
 UNIX_PREFIX = "unix:"
 _HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "weir"}
@@ -28,12 +35,10 @@ class HttpUpstream:
         if address.startswith(UNIX_PREFIX):
             self._base = "http://upstream"
             path = address.removeprefix(UNIX_PREFIX)
-            connector = aiohttp.UnixConnector(path=path, limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_S)
+            connector = _UnixConnector(path=path, limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_S)
         else:
             self._base = address
-            connector = aiohttp.TCPConnector(
-                limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=60
-            )
+            connector = _TcpConnector(limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=60)
         self._session = aiohttp.ClientSession(
             connector=connector,
             auto_decompress=False,
@@ -57,7 +62,7 @@ class HttpUpstream:
             url = URL(self._base + path)
             if len(self._urls) < URLS_KEPT_MAX:
                 self._urls[path] = url
-        return HttpExchange(self._session, method, url, body, idle_s=self._timeouts.idle_s)
+        return HttpExchange(self._session, method, url, body, timeouts=self._timeouts)
 
     async def reachable(self) -> bool:
         """See `Upstream.reachable`."""
@@ -76,34 +81,39 @@ class HttpUpstream:
 class HttpExchange:
     """One request and its response, as a context."""
 
-    __slots__ = ("_body", "_idle_s", "_method", "_response", "_session", "_url")
+    __slots__ = ("_body", "_method", "_response", "_session", "_timeouts", "_url")
 
-    def __init__(self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes, *, idle_s: float) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes, *, timeouts: Timeouts
+    ) -> None:
         self._session = session
         self._method = method
         self._url = url
         self._body = body
-        self._idle_s = idle_s
+        self._timeouts = timeouts
         self._response: aiohttp.ClientResponse
 
     async def __aenter__(self) -> HttpResponse:
         try:
-            response = await self._session.request(
-                self._method, self._url, data=self._body or None, allow_redirects=False
-            )
-        except aiohttp.ServerTimeoutError as fault:
+            # aiohttp's timer starts again with every byte: of an endless head, of endless interim responses.
+            async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s):
+                response = await self._session.request(
+                    self._method, self._url, data=self._body or None, allow_redirects=False
+                )
+        except TimeoutError as fault:
             raise UpstreamFailed("timeout_first_byte", timeout=True) from fault
         except aiohttp.ClientConnectorError as fault:
             raise UpstreamFailed("connect") from fault
         except (aiohttp.ClientError, ValueError) as fault:
             raise UpstreamFailed("protocol") from fault
         self._response = response
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        kind = _unreadable(response)
+        if kind is not None:
             response.close()
-            raise UpstreamFailed("content_encoding")
+            raise UpstreamFailed(kind)
         protocol = response.connection.protocol if response.connection is not None else None
         if protocol is not None:
-            protocol.read_timeout = self._idle_s
+            protocol.read_timeout = self._timeouts.idle_s
             if protocol.closed is not None:
                 protocol.closed.add_done_callback(partial(_tell_reader, response.content))
         return HttpResponse(response)
@@ -115,6 +125,57 @@ class HttpExchange:
             self._response.release()
         else:
             self._response.close()
+
+
+def _unreadable(response: aiohttp.ClientResponse) -> str | None:
+    """Why a response is refused by its head: framing that two parsers could read in two ways, or a coded body."""
+    coding = response.headers.get("Transfer-Encoding")
+    if response.version not in (aiohttp.HttpVersion10, aiohttp.HttpVersion11):
+        return "protocol"
+    if coding is not None and (coding.lower() != "chunked" or response.version != aiohttp.HttpVersion11):
+        return "protocol"
+    if any(coded.lower() != "identity" for coded in response.headers.getall("Content-Encoding", ())):
+        return "content_encoding"
+    return None
+
+
+class _Unspoilt(aiohttp.BaseConnector):
+    """Gives out no connection on which the backend has said anything since its last answer ended.
+
+    aiohttp would take such bytes, glued to one tenant's answer, for the next tenant's (RFC 9112, section 6.3).
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's signature
+    ) -> Connection:
+        """See `aiohttp.BaseConnector.connect`."""
+        for _ in range(STALE_CONNECTIONS_MAX):
+            connection = await super().connect(req, traces, timeout)
+            if not _spoilt(connection):
+                return connection
+            connection.close()
+        raise aiohttp.ServerDisconnectedError("the backend speaks before it is asked")
+
+
+class _TcpConnector(_Unspoilt, aiohttp.TCPConnector):
+    """Over TCP."""
+
+
+class _UnixConnector(_Unspoilt, aiohttp.UnixConnector):
+    """Over a Unix socket."""
+
+
+def _spoilt(connection: Connection) -> bool:
+    """Whether there are bytes, or an end, that aiohttp has read or the kernel holds."""
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or protocol.should_close:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _tell_reader(content: aiohttp.StreamReader, closed: asyncio.Future[None]) -> None:

@@ -18,7 +18,7 @@ from gateway.wire.fields import (
     upstream_fields,
     upstream_steering,
 )
-from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder
+from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
 from policy.limits import MESSAGES_MAX, TOOLS_MAX
 from policy.refusal import Reason, Refused
 
@@ -174,7 +174,7 @@ def chat_call(
         upstream_body=msgspec.json.encode(fields),
         answer_bytes_max=answer_bytes_max(tokens),
         tools_declared=frozenset(tool.function.name for tool in request.tools or ()),
-        decoder=(StreamDecoder if stream else WholeDecoder)(heeded),
+        decoder=(StreamDecoder if stream else WholeDecoder)(heeded, Room(tokens=tokens, token_ids=rules.token_ids)),
         renderer=renderer,
         reasoning=heeded.reasoning,
     )

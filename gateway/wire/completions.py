@@ -12,7 +12,7 @@ from gateway.wire.chat_answer import usage_body
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.errors import error_event, refusal_of
 from gateway.wire.fields import Sampling, answer_bytes_max, fingerprint_of, parse, tokens_max, upstream_fields
-from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder, steering_body
 from policy.refusal import Refused
 from policy.release import Ending, Release
 
@@ -54,7 +54,7 @@ def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, 
         upstream_body=msgspec.json.encode(fields),
         answer_bytes_max=answer_bytes_max(tokens),
         tools_declared=frozenset(),
-        decoder=(StreamDecoder if stream else WholeDecoder)(heeded),
+        decoder=(StreamDecoder if stream else WholeDecoder)(heeded, Room(tokens=tokens, token_ids=rules.token_ids)),
         renderer=renderer,
     )
 

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.fields import Request, Unlisted, parse
-from gateway.wire.generation import Count
+from gateway.wire.generation import Count, whole
 from policy.canonical import Embedded, Event, Finish, Malformed, UsageReport
 from policy.limits import ANSWER_JSON_BYTES_MAX, EMBEDDING_DIMENSIONS_MAX, EMBEDDING_INPUTS_MAX
 from policy.refusal import Reason, Refused
@@ -132,7 +132,7 @@ class EmbeddingsDecoder:
             raise Malformed("a component is not a finite number") from fault
         yield Embedded(vectors)
         if body.usage is not None and self._usage:
-            yield UsageReport(Usage(prompt_tokens=body.usage.prompt_tokens, completion_tokens=0))
+            yield UsageReport(Usage(prompt_tokens=whole(body.usage.prompt_tokens), completion_tokens=0))
         yield Finish(Outcome.STOP)
 
     def _in_order(self, data: list[EmbeddingRow]) -> list[list[float]]:

@@ -23,12 +23,23 @@ from policy.canonical import (
     ToolCallDelta,
     UsageReport,
 )
-from policy.limits import ANSWER_JSON_BYTES_MAX, ANSWER_WIRE_BYTES_MAX, TOKENS_REPORTED_MAX
+from policy.limits import (
+    ANSWER_JSON_BYTES_MAX,
+    TOKENS_REPORTED_MAX,
+    WIRE_BASE_BYTES,
+    WIRE_BYTES_PER_CHARACTER,
+    WIRE_BYTES_PER_TOKEN,
+)
 from policy.release import Outcome, Usage
 
-Count = Annotated[int, Meta(ge=0, le=TOKENS_REPORTED_MAX)]
+# 20, 20.0 and 2e1 are one number: which of them a backend writes must make no difference.
+Count = Annotated[int, Meta(ge=0, le=TOKENS_REPORTED_MAX)] | Annotated[float, Meta(ge=0, le=TOKENS_REPORTED_MAX)]
+Layer = Annotated[int, Meta(ge=0, le=1023)] | Annotated[float, Meta(ge=0, le=1023)]
+TOKEN_IDS_MARGIN = 16  # an engine may count its end token, and a few that it withheld
 DOSE_STEPS_PER_UNIT = 1000  # relative_dose is released in steps of 0.001
 DOSE_MAX = 1e6
+
+_NO_IDS = msgspec.Raw(b"")
 
 _OUTCOMES = {
     "length": Outcome.LENGTH,
@@ -48,7 +59,7 @@ class ToolCallPart(Struct):
     """An element of `tool_calls`. Ids are the gateway's own, so the backend's is not read."""
 
     function: Function
-    index: int | None = None
+    index: int | float | None = None
 
 
 class Message(Struct):
@@ -71,12 +82,12 @@ class Message(Struct):
 class Choice(Struct):
     """A choice of any dialect: chat has `delta` or `message`, text completions have `text`."""
 
-    index: int = 0
+    index: int | float = 0
     delta: Message | None = None
     message: Message | None = None
     text: str | None = None
     finish_reason: str | None = None
-    token_ids: list[Count] | None = None
+    token_ids: msgspec.Raw = _NO_IDS  # decoded only where the policy asks for them
 
 
 class UsageClaim(Struct):
@@ -91,7 +102,7 @@ class Applied(Struct):
 
     prompt_tokens: Count
     generated_tokens: Count
-    layers: Annotated[list[Annotated[int, Meta(ge=0, le=1023)]], Meta(max_length=1024)]
+    layers: Annotated[list[Layer], Meta(max_length=1024)]
 
 
 class SteeringReport(Struct):
@@ -121,13 +132,26 @@ class Heeded(Struct, frozen=True, kw_only=True):
     steering: bool = False
 
 
+class Room(Struct, frozen=True, kw_only=True):
+    """How much a backend may send for an answer of so many tokens: what is dear to parse must have been asked for."""
+
+    tokens: int
+    token_ids: bool = False  # whether the sampled ids are kept for the record
+
+    @property
+    def wire_bytes(self) -> int:
+        """Before any text: headroom for empty chunks, hidden reasoning and a verbose envelope, token by token."""
+        return WIRE_BASE_BYTES + WIRE_BYTES_PER_TOKEN * self.tokens
+
+
 class _Closing:
     """What is said once, at the end, and therefore held until the backend's body is complete."""
 
-    __slots__ = ("finish", "heeded", "numbers", "usage")
+    __slots__ = ("finish", "heeded", "numbers", "token_ids_left", "usage")
 
-    def __init__(self, heeded: Heeded) -> None:
+    def __init__(self, heeded: Heeded, room: Room) -> None:
         self.heeded = heeded
+        self.token_ids_left = room.tokens + TOKEN_IDS_MARGIN if room.token_ids else 0
         self.finish: Outcome | None = None
         self.usage: Usage | None = None
         self.numbers: tuple[int, ...] | None = None
@@ -146,12 +170,11 @@ class _Closing:
 class StreamDecoder:
     """A streamed answer. The finish is reported only when `[DONE]` has been read, so that late chunks cannot race it."""
 
-    def __init__(self, heeded: Heeded) -> None:
-        self._parser = EventParser()
-        self._closing = _Closing(heeded)
+    def __init__(self, heeded: Heeded, room: Room) -> None:
+        self._parser = EventParser(room_bytes=room.wire_bytes)
+        self._closing = _Closing(heeded, room)
         self._reasoning = heeded.reasoning
         self._done = False
-        self._room_bytes = ANSWER_WIRE_BYTES_MAX
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """Events of the chunk's complete SSE events. Raises `Malformed` after those before the fault, however split."""
@@ -163,11 +186,14 @@ class StreamDecoder:
                 text = _only_text(body, reasoning=self._reasoning)
                 if text is not None:
                     texts.append(text)
+                    self._parser.room_bytes += WIRE_BYTES_PER_CHARACTER * len(text)
                     continue
                 if texts:
                     yield TextDelta("".join(texts))
                     texts.clear()
-                yield from _read(body, self._closing)
+                for event in _read(body, self._closing):
+                    self._parser.room_bytes += WIRE_BYTES_PER_CHARACTER * _said(event)
+                    yield event
         except Malformed:
             if texts:
                 yield TextDelta("".join(texts))
@@ -178,14 +204,11 @@ class StreamDecoder:
             yield from self._closing.events()
 
     def _bodies(self, chunk: bytes) -> Iterator[Body]:
-        for data in self._parser.feed(chunk[: self._room_bytes]):
+        for data in self._parser.feed(chunk):
             if data == b"[DONE]":
                 self._done = True
                 return
             yield _decode(data)
-        self._room_bytes -= len(chunk)
-        if self._room_bytes < 0:
-            raise Malformed(f"answer over {ANSWER_WIRE_BYTES_MAX} bytes on the wire")
 
     def eof(self) -> Iterator[Event]:
         """The body ended. Raises `Malformed` without `[DONE]`: a cut stream must not pass for a whole one."""
@@ -197,22 +220,23 @@ class StreamDecoder:
 class WholeDecoder:
     """An unstreamed answer: one JSON body."""
 
-    def __init__(self, heeded: Heeded) -> None:
+    def __init__(self, heeded: Heeded, room: Room) -> None:
         self._chunks: list[bytes] = []
-        self._bytes = 0
+        self._room_bytes = min(room.wire_bytes, ANSWER_JSON_BYTES_MAX)
         self._heeded = heeded
+        self._room = room
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Collects. Raises `Malformed` over `ANSWER_JSON_BYTES_MAX`."""
-        self._bytes += len(chunk)
-        if self._bytes > ANSWER_JSON_BYTES_MAX:
-            raise Malformed(f"answer over {ANSWER_JSON_BYTES_MAX} bytes")
+        """Collects. Raises `Malformed` for more than an answer of so many tokens can need."""
+        self._room_bytes -= len(chunk)
+        if self._room_bytes < 0:
+            raise Malformed("more bytes than an answer of so many tokens needs")
         self._chunks.append(chunk)
         return iter(())
 
     def eof(self) -> Iterator[Event]:
         """All events of the answer. Raises `Malformed`."""
-        closing = _Closing(self._heeded)
+        closing = _Closing(self._heeded, self._room)
         yield from _read(_decode(b"".join(self._chunks)), closing)
         yield from closing.events()
 
@@ -229,7 +253,7 @@ def _only_text(body: Body, *, reasoning: bool) -> str | None:
     if len(body.choices) != 1 or body.usage is not None or body.steering is not None or body.error is not None:
         return None
     choice = body.choices[0]
-    if choice.index != 0 or choice.finish_reason is not None or choice.token_ids is not None:
+    if choice.index != 0 or choice.finish_reason is not None or choice.token_ids:
         return None
     if choice.delta is not None:
         if choice.text is not None or choice.delta.tool_calls is not None or (reasoning and choice.delta.thought):
@@ -247,7 +271,9 @@ def _read(body: Body, closing: _Closing) -> Iterator[Event]:
         yield from _read_choice(choice, closing)
     if body.usage is not None and closing.heeded.usage:
         claim = body.usage
-        closing.usage = Usage(prompt_tokens=claim.prompt_tokens, completion_tokens=claim.completion_tokens)
+        closing.usage = Usage(
+            prompt_tokens=whole(claim.prompt_tokens), completion_tokens=whole(claim.completion_tokens)
+        )
     if body.steering is not None and closing.heeded.steering:
         closing.numbers = steering_numbers(body.steering)
 
@@ -263,10 +289,10 @@ def _read_choice(choice: Choice, closing: _Closing) -> Iterator[Event]:
         yield TextDelta(text)
     if message is not None and message.tool_calls:
         for position, part in enumerate(message.tool_calls):
-            index = part.index if part.index is not None else position
+            index = whole(part.index) if part.index is not None else position
             yield ToolCallDelta(index, part.function.name, part.function.arguments or "")
-    if choice.token_ids:
-        yield TokenIds(tuple(choice.token_ids))
+    if choice.token_ids and closing.token_ids_left:
+        yield TokenIds(_token_ids(choice.token_ids, closing))
     if choice.finish_reason is not None:
         closing.finish = closing.finish or _OUTCOMES.get(choice.finish_reason, Outcome.STOP)
 
@@ -275,9 +301,36 @@ def steering_numbers(report: SteeringReport) -> tuple[int, ...]:
     """prompt tokens, generated tokens, the set of layers as a bit mask, relative dose in steps of 0.001."""
     layers = 0
     for layer in report.applied.layers:
-        layers |= 1 << layer
+        layers |= 1 << whole(layer)
     dose = round(report.relative_dose * DOSE_STEPS_PER_UNIT)
-    return report.applied.prompt_tokens, report.applied.generated_tokens, layers, dose
+    return whole(report.applied.prompt_tokens), whole(report.applied.generated_tokens), layers, dose
+
+
+def whole(number: float) -> int:
+    """A count, however it was spelled. Raises `Malformed` for a fraction."""
+    if number != int(number):
+        raise Malformed("a count is not a whole number")
+    return int(number)
+
+
+def _said(event: Event) -> int:
+    match event:
+        case TextDelta(text=text) | ReasoningDelta(text=text):
+            return len(text)
+        case ToolCallDelta(arguments=arguments):
+            return len(arguments)
+    return 0
+
+
+def _token_ids(raw: msgspec.Raw, closing: _Closing) -> tuple[int, ...]:
+    try:
+        ids = msgspec.json.decode(raw, type=list[Count] | None) or []
+    except msgspec.DecodeError as fault:
+        raise Malformed("token ids are not a list of counts") from fault
+    closing.token_ids_left -= len(ids)
+    if closing.token_ids_left <= 0:
+        raise Malformed("more token ids than the answer may have tokens")
+    return tuple(whole(number) for number in ids)
 
 
 def steering_body(numbers: tuple[int, ...], *, fingerprint: str) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from policy.limits import EVENT_BYTES_MAX
 class EventParser:
     """Feed it any split of the bytes; it yields the data of every event completed by them."""
 
-    __slots__ = ("_buffer", "_carriage_return")
+    __slots__ = ("_buffer", "_carriage_return", "room_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, *, room_bytes: int) -> None:
+        self.room_bytes = room_bytes  # how much more may come; whoever reads the events may add to it
         self._buffer = b""
         self._carriage_return = False
 
@@ -26,6 +27,11 @@ class EventParser:
             chunk = self._normalise(chunk)
         *blocks, self._buffer = (self._buffer + chunk).split(b"\n\n")
         for block in blocks:
+            self.room_bytes -= (
+                len(block) + 2
+            )  # counted block by block, so that it does not depend on how they were split
+            if self.room_bytes < 0:
+                raise Malformed("more bytes on the wire than an answer of so many tokens needs")
             if block.startswith(b"data: ") and b"\n" not in block and len(block) <= EVENT_BYTES_MAX:
                 yield block[6:]  # nearly every event of every engine
             elif (data := _data_of(block)) is not None:

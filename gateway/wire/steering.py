@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.fields import Handle, Request, Unlisted, parse, upstream_handle
 from policy.canonical import Event, Finish, Malformed, Numbers
-from policy.limits import ANSWER_JSON_BYTES_MAX, CONTRAST_TEXT_CHARS_MAX, CONTRAST_TEXTS_MAX
+from policy.limits import CONTRAST_TEXT_CHARS_MAX, CONTRAST_TEXTS_MAX, WIRE_BASE_BYTES
 from policy.refusal import Reason, Refused
 from policy.release import Outcome, Release
 
@@ -139,10 +139,10 @@ class JobDecoder:
         self._body = b""
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Collects. Raises `Malformed` over `ANSWER_JSON_BYTES_MAX`."""
+        """Collects. Raises `Malformed` over `WIRE_BASE_BYTES`."""
         self._body += chunk
-        if len(self._body) > ANSWER_JSON_BYTES_MAX:
-            raise Malformed(f"job over {ANSWER_JSON_BYTES_MAX} bytes")
+        if len(self._body) > WIRE_BASE_BYTES:
+            raise Malformed(f"job over {WIRE_BASE_BYTES} bytes")
         return iter(())
 
     def eof(self) -> Iterator[Event]:

@@ -11,8 +11,9 @@ import time
 from aiohttp import web
 
 from inference.answer import Piece
-from inference.limits import BODY_READ_TIMEOUT_S, WRITE_TIMEOUT_S
-from inference.server.errors import ApiError, bad_request, json_response
+from inference.limits import WRITE_TIMEOUT_S
+from inference.server.body import read_body
+from inference.server.errors import ApiError, json_response
 from inference.server.generation import Ended, Plan, plan, run
 from inference.server.render import SSE_DONE, Document, Rendering, Usage, sse_event, steering_document
 from inference.server.schema import ChatRequest, CompletionRequest, decode
@@ -28,17 +29,6 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 async def completions(request: web.Request) -> web.StreamResponse:
     return await _answer(request, decode(await read_body(request), CompletionRequest))
-
-
-async def read_body(request: web.Request) -> bytes:
-    """The whole body. Raises ApiError if it does not arrive in time; aiohttp bounds its size."""
-    try:
-        async with asyncio.timeout(BODY_READ_TIMEOUT_S):
-            return await request.read()
-    except TimeoutError as error:
-        raise ApiError(408, "the body did not arrive in time", code="body_timeout") from error
-    except web.RequestPayloadError as error:
-        raise bad_request("the body is not what its headers say", code="invalid_body") from error
 
 
 async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -> web.StreamResponse:

@@ -6,9 +6,6 @@ import asyncio
 import dataclasses
 import secrets
 from collections.abc import AsyncGenerator
-from typing import Any
-
-import msgspec
 
 from inference.answer import Answer, LastPiece, Piece
 from inference.chat import TemplateError
@@ -18,7 +15,7 @@ from inference.loading import LoadedModel
 from inference.request import EndReason, EngineRequest, Refused, RefusedReason
 from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
 from inference.server.errors import ApiError, bad_request
-from inference.server.schema import ChatRequest, CompletionRequest, Message
+from inference.server.schema import ChatRequest, CompletionRequest, template_message, without_none
 from inference.steering.spec import SpecError, compile_spec
 from inference.steering.store import VectorStore
 from inference.steering.table import Applied, CompiledSteering
@@ -127,7 +124,7 @@ def _steering(
 
 def _tools(body: ChatRequest) -> ToolChoice | None:
     try:
-        return declared([_without_none(tool) for tool in body.tools or ()], body.tool_choice)
+        return declared([without_none(tool) for tool in body.tools or ()], body.tool_choice)
     except ValueError as error:
         raise bad_request(str(error), param="tool_choice") from error
 
@@ -138,29 +135,10 @@ def _prompt_ids(
     if isinstance(body, CompletionRequest):
         return tuple(loaded.tokenizer.encode(body.prompt, add_special_tokens=True))
     try:
-        text = loaded.template.render([_plain(message) for message in body.messages], tools=tools)
+        text = loaded.template.render([template_message(message) for message in body.messages], tools=tools)
     except TemplateError as error:
         raise bad_request(str(error), param="messages") from error
     return tuple(loaded.tokenizer.encode(text, add_special_tokens=False))
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """As templates expect it: content is one text, and OpenAI's newer role name is the one that models know."""
-    document: dict[str, Any] = _without_none(message)
-    parts = message.content
-    document["content"] = parts if isinstance(parts, str) else "".join(part.text for part in parts or ())
-    document["role"] = "system" if message.role == "developer" else message.role
-    return document
-
-
-def _without_none(value: msgspec.Struct) -> dict[str, Any]:
-    def clean(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: clean(inner) for key, inner in item.items() if inner is not None}
-        return [clean(inner) for inner in item] if isinstance(item, list) else item
-
-    cleaned: dict[str, Any] = clean(msgspec.to_builtins(value))
-    return cleaned
 
 
 def _max_tokens(body: ChatRequest | CompletionRequest, prompt_tokens: int, context_tokens: int) -> int:

@@ -107,7 +107,28 @@ class UploadRequest(Strict, frozen=True, kw_only=True):
     vector: list[float]
 
 
-_Body = TypeVar("_Body", ChatRequest, CompletionRequest, ExtractRequest, UploadRequest)
+def template_message(message: Message) -> dict[str, Any]:
+    """As templates expect it: content is one text, and OpenAI's newer role name is the one that models know."""
+    document = without_none(message)
+    parts = message.content
+    document["content"] = parts if isinstance(parts, str) else "".join(part.text for part in parts or ())
+    document["role"] = "system" if message.role == "developer" else message.role
+    return document
+
+
+def without_none(value: msgspec.Struct) -> dict[str, Any]:
+    """A body as plain objects, without the fields that were not given."""
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: clean(inner) for key, inner in item.items() if inner is not None}
+        return [clean(inner) for inner in item] if isinstance(item, list) else item
+
+    cleaned: dict[str, Any] = clean(msgspec.to_builtins(value))
+    return cleaned
+
+
+_Body = TypeVar("_Body", bound=Strict)
 
 
 def decode(body: bytes, kind: type[_Body]) -> _Body:

@@ -21,6 +21,14 @@ class Service:
     jobs: JobTable
     is_draining: bool = False
 
+    @property
+    def worker(self) -> Engine:
+        return self.engine
+
+    @property
+    def model_id(self) -> str:
+        return self.loaded.id
+
     def refuse_if_draining(self) -> None:
         if self.is_draining:
             raise ApiError(503, "the server is shutting down", code="stopping")

@@ -17,7 +17,7 @@ from inference.extraction.chore import Extraction, extraction_chore
 from inference.extraction.jobs import Job, JobExistsError, JobsFullError
 from inference.limits import TEXT_BYTES_MAX, VECTOR_NORM_MAX
 from inference.loading import LoadedModel
-from inference.server.completions import read_body
+from inference.server.body import read_body
 from inference.server.errors import ApiError, bad_request, json_response
 from inference.server.schema import ExtractRequest, UploadRequest, decode
 from inference.server.service import SERVICE

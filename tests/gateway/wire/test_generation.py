@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire import generation
-from gateway.wire.generation import Heeded, StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder, steering_body
 from policy.canonical import Finish, Malformed, Numbers, ReasoningDelta, TextDelta, TokenIds, ToolCallDelta, UsageReport
-from policy.limits import ANSWER_JSON_BYTES_MAX, EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
+from policy.limits import EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage
 
 ALL = Heeded(usage=True, reasoning=True, steering=True)
+AMPLE = Room(tokens=1 << 20, token_ids=True)
 
 
 def stream(*bodies, done=True) -> bytes:
@@ -49,13 +49,13 @@ def joined(events):
 
 
 def read(*chunks: bytes, heeded=ALL):
-    events, fault = decode(StreamDecoder(heeded), *chunks)
+    events, fault = decode(StreamDecoder(heeded, AMPLE), *chunks)
     return joined(events), fault
 
 
 def whole(body, *, heeded=ALL):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return decode(WholeDecoder(heeded), data)
+    return decode(WholeDecoder(heeded, AMPLE), data)
 
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4}
@@ -270,24 +270,61 @@ def test_a_fault_gives_the_same_events_however_the_bytes_before_it_were_split(at
 @settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_bytes_do_anything_but_events_or_malformed(data):
-    decode(StreamDecoder(ALL), b"data: " + data + b"\n\n")
-    decode(WholeDecoder(ALL), data)
+    decode(StreamDecoder(ALL, AMPLE), b"data: " + data + b"\n\n")
+    decode(WholeDecoder(ALL, AMPLE), data)
 
 
-def test_more_bytes_than_any_answer_has_are_malformed_after_the_events_within_the_limit(monkeypatch):
-    first = stream(chunk(content="a"), done=False)
-    monkeypatch.setattr(generation, "ANSWER_WIRE_BYTES_MAX", len(first) + 5)
-    for parts in ([first + b"x" * 6], [first, b"x" * 6], [first[:3], first[3:] + b"xxx", b"xxx"]):
-        events, fault = read(*parts)
-        assert events == [TextDelta("a")]
-        assert "on the wire" in fault
+SMALL = Room(tokens=1)
 
 
-def test_comments_alone_do_not_go_on_for_ever(monkeypatch):
-    monkeypatch.setattr(generation, "ANSWER_WIRE_BYTES_MAX", 10_000)
-    events, fault = read(*[b": keep alive\n\n"] * 1000)
-    assert events == []
+@pytest.mark.parametrize("cut", range(1, 400, 13))
+def test_a_flood_is_malformed_after_the_events_before_it_however_it_was_split(cut):
+    said = stream(chunk(content="a"), done=False)
+    flood = b": nothing\n\n" * (SMALL.wire_bytes // 10)
+    late = stream(chunk(content="too late"), done=False)
+    data = said + flood + late
+    events, fault = decode(StreamDecoder(ALL, SMALL), data[:cut], data[cut:-cut], data[-cut:])
+    assert events == [TextDelta("a")]
     assert "on the wire" in fault
+
+
+def test_who_says_more_may_send_more():
+    one = stream(chunk(content="abc"), done=False)
+    many = one * (SMALL.wire_bytes // len(one) + 100)
+    events, fault = decode(StreamDecoder(ALL, SMALL), many)
+    assert "before [DONE]" in fault
+    assert sum(len(event.text) for event in events) == 3 * (len(many) // len(one))
+
+
+@pytest.mark.parametrize("spelling", ["20", "20.0", "2e1", "20e0", "200e-1"])
+def test_a_count_is_one_count_however_it_is_spelled(spelling):
+    body = (
+        b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":%b}}'
+        % spelling.encode()
+    )
+    events, fault = whole(body)
+    assert fault is None
+    assert UsageReport(Usage(prompt_tokens=20, completion_tokens=0)) in events
+
+
+def test_half_a_token_is_malformed():
+    body = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1.5}}'
+    assert "whole number" in whole(body)[1]
+
+
+def ids(numbers):
+    return stream({"choices": [{"index": 0, "delta": {"content": "a"}, "token_ids": numbers}]}, done=False)
+
+
+def test_token_ids_are_read_only_where_they_are_asked_for():
+    assert decode(StreamDecoder(ALL, Room(tokens=4)), ids([1, 2]))[0] == [TextDelta("a")]
+    asked = StreamDecoder(ALL, Room(tokens=4, token_ids=True))
+    assert TokenIds((1, 2)) in decode(asked, ids([1, 2]))[0]
+
+
+def test_more_token_ids_than_the_answer_may_have_tokens_are_malformed():
+    decoder = StreamDecoder(ALL, Room(tokens=4, token_ids=True))
+    assert "more token ids" in decode(decoder, ids(list(range(30))))[1]
 
 
 def test_one_event_over_the_limit_is_malformed():
@@ -295,13 +332,13 @@ def test_one_event_over_the_limit_is_malformed():
 
 
 def test_a_whole_answer_over_the_limit_is_malformed_at_once():
-    decoder = WholeDecoder(ALL)
-    decoder.feed(b" " * ANSWER_JSON_BYTES_MAX)
-    with pytest.raises(Malformed, match="over"):
+    decoder = WholeDecoder(ALL, SMALL)
+    decoder.feed(b" " * SMALL.wire_bytes)
+    with pytest.raises(Malformed, match="more bytes"):
         decoder.feed(b" ")
 
 
 def test_a_whole_answer_is_one_body_however_it_was_split():
     body = json.dumps({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": USAGE}).encode()
-    assert decode(WholeDecoder(ALL), *(bytes([byte]) for byte in body)) == whole(body)
+    assert decode(WholeDecoder(ALL, AMPLE), *(bytes([byte]) for byte in body)) == whole(body)
     assert whole(body)[1] is None

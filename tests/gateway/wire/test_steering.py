@@ -12,7 +12,7 @@ from gateway.wire.dialect import Identity, ModelRules
 from gateway.wire.steering import STATUSES, JobDecoder, JobRenderer, extract_call, job_call, model_mark, parse_extract
 from policy.canonical import Finish, Malformed, Numbers
 from policy.codelength import elias_delta_bits, ending_bits
-from policy.limits import ANSWER_JSON_BYTES_MAX
+from policy.limits import WIRE_BASE_BYTES
 from policy.refusal import Reason, Refused
 from policy.release import Ending, Outcome, Release
 
@@ -131,7 +131,7 @@ def test_what_is_no_job_is_malformed(body):
 
 def test_a_job_over_the_limit_is_malformed():
     decoder = JobDecoder()
-    decoder.feed(b" " * ANSWER_JSON_BYTES_MAX)
+    decoder.feed(b" " * WIRE_BASE_BYTES)
     with pytest.raises(Malformed, match="over"):
         decoder.feed(b" ")
 

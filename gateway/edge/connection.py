@@ -1,0 +1,183 @@
+"""A client's connection: how many there may be, how long each step on one may take, and what malformed HTTP is told.
+
+aiohttp bounds idle connections only. Heads, writes and the last bytes before a close get their deadlines here; bodies get
+theirs where they are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_request import BaseRequest
+
+from gateway.edge.client import refusal_headers
+from gateway.metrics import Metrics
+from gateway.wire.errors import error_body
+from policy.limits import (
+    CLIENT_CONNECTIONS_MAX,
+    CLIENT_HEAD_S_MAX,
+    CLIENT_KEEPALIVE_S_MAX,
+    CLIENT_LINGER_S_MAX,
+    CLIENT_WRITE_S_MAX,
+    HEADER_LINE_BYTES_MAX,
+    HEADERS_MAX,
+    REQUEST_BYTES_MAX,
+)
+from policy.refusal import Reason, Refused
+
+_MESSAGES = {
+    Reason.INTERNAL: "The gateway failed to handle this request.",
+    Reason.INVALID_REQUEST: "This is not a valid HTTP/1.1 request.",
+    Reason.REQUEST_TIMEOUT: f"The request's headers did not arrive within {CLIENT_HEAD_S_MAX:.0f} seconds.",
+}
+
+
+class ClientServer(web.Server):
+    """The protocol factory for `loop.create_server`. Counts the connections that are open."""
+
+    def __init__(self, handler: Any, *, metrics: Metrics) -> None:
+        super().__init__(
+            handler,
+            request_factory=_request,
+            handler_cancellation=True,  # a client that goes away cancels its backend request
+            keepalive_timeout=CLIENT_KEEPALIVE_S_MAX,
+            lingering_time=CLIENT_LINGER_S_MAX,
+            max_line_size=HEADER_LINE_BYTES_MAX,
+            max_field_size=HEADER_LINE_BYTES_MAX,
+            max_headers=HEADERS_MAX,
+            access_log=None,
+        )
+        self.open = 0
+        self.metrics = metrics
+
+    def __call__(self) -> RequestHandler:
+        """A protocol for one connection."""
+        return ClientConnection(self, loop=self._loop, **self._kwargs)
+
+
+class ClientConnection(RequestHandler):
+    """aiohttp's protocol with a cap, deadlines, and OpenAI-shaped errors instead of pages that name the server's software."""
+
+    __slots__ = ("_body", "_head_deadline", "_heads", "_heard", "_server", "_wire")
+
+    def __init__(self, server: ClientServer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        self._wire: asyncio.Transport
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the newest request that is being handled
+        self._heads = 0  # complete ones so far
+        self._heard = False
+        self._head_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Beyond the cap nothing is said: an answer would cost what the cap is there to save."""
+        self._wire = cast("asyncio.Transport", transport)
+        if self._server.open >= CLIENT_CONNECTIONS_MAX:
+            self._server.metrics.connections_refused.inc()
+            self._manager = None  # aiohttp's sign that there is nothing to tidy up
+            self._wire.abort()
+            return
+        self._server.open += 1
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The one end of every connection that was let in."""
+        if self._manager is None:
+            return
+        self._server.open -= 1
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; then see whether the client is in the middle of a head, or has broken off in the middle of a body."""
+        super().data_received(data)
+        self._heard = True
+        if self._request_count != self._heads:
+            self._heads = self._request_count
+            self._head_came()
+            if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+                self._break_off()
+        elif self._head_deadline is None and self._idle():
+            self._await_head()
+
+    async def start(self) -> None:
+        """Handle requests until the connection is to be closed. A close waits for what is unsent, but not for ever."""
+        try:
+            await super().start()
+        finally:
+            if self._wire.get_write_buffer_size():
+                self._loop.call_later(CLIENT_WRITE_S_MAX, self._wire.abort)
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send what is left of a response. Long ones were sent in pieces before, each with its own deadline."""
+        try:
+            async with asyncio.timeout(CLIENT_WRITE_S_MAX):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self._wire.abort()
+            return resp, True
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """A request that could not be parsed, or a bug. Neither may say anything that is not fixed here."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("a response has begun, so no other can be sent")
+        if status >= 500:
+            self.log_exception("error while handling a request", exc_info=exc)
+            reason = Reason.INTERNAL
+        else:
+            reason = Reason.REQUEST_TIMEOUT if status == 408 else Reason.INVALID_REQUEST
+        self._server.metrics.refusals.labels(reason.label).inc()
+        refused = Refused(reason=reason, message=_MESSAGES[reason])
+        response = web.Response(
+            status=reason.value.status, body=error_body(refused), headers={**refusal_headers(refused), "Server": "weir"}
+        )
+        response.force_close()
+        return response
+
+    def began(self, body: StreamReader) -> None:
+        """A request is about to be handled."""
+        self._body = body
+
+    def _idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _await_head(self) -> None:
+        self._head_deadline = self._loop.call_later(CLIENT_HEAD_S_MAX, self._head_late)
+
+    def _head_came(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _head_late(self) -> None:
+        self._head_deadline = None
+        if not self._idle():
+            return
+        if not self._heard:
+            self.force_close()  # it never said a word, as connections opened in advance do
+            return
+        assert self._waiter is not None
+        self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))
+        self._waiter.set_result(None)
+
+    def _break_off(self) -> None:
+        """The parser has given up: no body will be complete. aiohttp would leave their readers waiting."""
+        for body in (self._body, *(body for _, body in self._messages)):
+            if body is not EMPTY_PAYLOAD and not body.is_eof() and body.exception() is None:
+                body.set_exception(RequestPayloadError("malformed"))
+
+
+def _request(message, payload, protocol, writer, task) -> BaseRequest:  # type: ignore[no-untyped-def] # noqa: ANN001
+    """aiohttp's request with our body limit. Its factory type is private, so the arguments stay untyped."""
+    protocol.began(payload)
+    loop = asyncio.get_running_loop()
+    return BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=REQUEST_BYTES_MAX)
