@@ -14,7 +14,9 @@ run: $(VENV)/.run  ## start the demonstration: real weights behind a metering ga
 	@$(BIN)/weir up $(UP)
 
 test: $(VENV)/.dev  ## run the whole test suite (about 10 minutes on 2 cores)
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
+	$(BIN)/coverage report --fail-under=100 --skip-covered
+	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, format, types, import rules, example policies
 	$(BIN)/ruff check .

@@ -145,6 +145,7 @@ class Relay:
                 answer_bytes_max=call.answer_bytes_max,
                 tools_declared=call.tools_declared,
                 reasoning=call.reasoning,
+                paced=release.schedule == "paced",
             ),
             whole=whole,
             hold=hold,

@@ -12,7 +12,7 @@ import json
 
 from msgspec import Struct
 
-from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_ARGUMENTS_BYTES_MAX, TOOL_CALLS_MAX
+from policy.limits import PACED_HEAD_QUANTA, TICK_RELEASE_BYTES_MAX, TOOL_ARGUMENTS_BYTES_MAX, TOOL_CALLS_MAX
 from policy.release import Ending, Outcome, Release, ToolCall, Usage, Vectors
 
 
@@ -114,6 +114,7 @@ class Answer:
         "_calls",
         "_declared",
         "_finish",
+        "_head_bytes",
         "_numbers",
         "_pending",
         "_reasoning",
@@ -121,15 +122,25 @@ class Answer:
         "_switched",
         "_texted",
         "_usage",
+        "_tick_bytes_max",
         "_vectors",
         "quantum_bytes",
         "token_ids",
     )
 
     def __init__(
-        self, *, quantum_bytes: int, answer_bytes_max: int, tools_declared: frozenset[str], reasoning: bool = False
+        self,
+        *,
+        quantum_bytes: int,
+        answer_bytes_max: int,
+        tools_declared: frozenset[str],
+        reasoning: bool = False,
+        paced: bool = False,
     ) -> None:
         self.quantum_bytes = quantum_bytes
+        # Paced play-out: one quantum a tick, begun with a few in hand so that an engine's jitter does not stall it.
+        self._tick_bytes_max = quantum_bytes if paced else TICK_RELEASE_BYTES_MAX
+        self._head_bytes = PACED_HEAD_QUANTA * quantum_bytes if paced else quantum_bytes
         self._room = answer_bytes_max  # bytes the backend may still add before the gateway ends the answer itself
         self._declared = tools_declared
         self._reasoning = bytearray()  # what is pending of it; the text follows it
@@ -199,21 +210,22 @@ class Answer:
     @property
     def ready(self) -> bool:
         """Whether the next tick has something to release."""
-        return self._finish is not None or self.pending_bytes >= self.quantum_bytes
+        return self._finish is not None or self.pending_bytes >= self._head_bytes
 
     @property
     def quanta_now(self) -> int:
         """How many whole quanta the next piece announces."""
-        return min(self.pending_bytes, TICK_RELEASE_BYTES_MAX) // self.quantum_bytes
+        return min(self.pending_bytes, self._tick_bytes_max) // self.quantum_bytes
 
     @property
     def last_piece(self) -> bool:
         """Whether the next release is the ending: the backend has finished and what is left fits one tick."""
-        return self._finish is not None and self.pending_bytes <= TICK_RELEASE_BYTES_MAX
+        return self._finish is not None and self.pending_bytes <= self._tick_bytes_max
 
     def take(self, *, idle_ticks: int, quanta: int) -> Release:
         """Release `quanta` quanta of reasoning and text, rounded down to whole characters."""
         reasoning, text = self._take_words(quanta * self.quantum_bytes)
+        self._head_bytes = self.quantum_bytes
         return Release(idle_ticks=idle_ticks, quanta=quanta, text=text, reasoning=reasoning)
 
     def take_ending(self, *, idle_ticks: int) -> Release:

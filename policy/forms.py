@@ -198,9 +198,9 @@ _DimensionsOrNone = Annotated[
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": EMBEDDING_DIMENSIONS_MAX}),
 ]
 _Schedule = Annotated[
-    Literal["flow", "whole"],
-    _value(_choice("flow", "whole", unavailable={"paced": "that schedule"})),
-    WithJsonSchema({"enum": ["flow", "whole"]}),
+    Literal["flow", "paced", "whole"],
+    _value(_choice("flow", "paced", "whole")),
+    WithJsonSchema({"enum": ["flow", "paced", "whole"]}),
 ]
 _Meter = Annotated[
     str,
@@ -337,7 +337,9 @@ class TenantForm(_Form):
 
 
 class ReleaseForm(_Form):
-    schedule: _Schedule = Field("flow", description="flow: at each tick, what is ready; whole: the answer at once")
+    schedule: _Schedule = Field(
+        "flow", description="flow: at each tick, what is ready; paced: one quantum a tick; whole: at once"
+    )
     tick: _Tick = Field(0.02, description="The clock that all output leaves by", json_schema_extra={"default": "20ms"})
     quantum: _Quantum = Field(
         16, description="Text leaves in multiples of this until the end", json_schema_extra={"default": "16B"}

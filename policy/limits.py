@@ -36,6 +36,7 @@ EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest i
 BYTES_PER_TOKEN_MAX = 16  # honest text averages 4.3 bytes a token; an answer longer than max_tokens x 16 bytes is cut
 ANSWER_BYTES_MAX = 1024 * 1024  # one answer, whatever max_tokens says
 FLOW_BLOCK_BYTES = 512  # how much a stream reserves ahead: large enough to be rare, small enough to share a budget
+PACED_HEAD_QUANTA = 4  # in hand before a paced answer begins: rides out three late ticks
 TICK_RELEASE_BYTES_MAX = 4096  # one stream, one tick: keeps a burst from starving its neighbours
 
 # How long things may take, in seconds.

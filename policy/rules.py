@@ -142,7 +142,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    schedule: Literal["flow", "whole"] = "flow"
+    schedule: Literal["flow", "paced", "whole"] = "flow"
     tick_s: float = 0.02
     quantum_bytes: int = 16
 

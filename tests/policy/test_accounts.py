@@ -133,3 +133,8 @@ def test_no_budget_is_larger_than_what_a_ledger_counts(size):
     """Bits are integers below 2**63 in every store: a larger limit must be a mistake here and not a fault there."""
     assert isinstance(parse(POLICY.replace("100B", size), name="weir.yaml"), Mistakes)
     assert isinstance(parse(POLICY.replace("1KiB", size), name="weir.yaml"), Mistakes)
+
+
+def test_a_models_own_accounts_come_in_the_order_of_its_budgets(accounts):
+    ids = [account.id for account in accounts.of_model("big", now_s=1.0)]
+    assert ids == ["model:big/lifetime/ever", "model:big/1d/0"]

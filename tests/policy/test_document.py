@@ -244,7 +244,7 @@ def test_one_mistake_is_answered_by_its_place_and_what_to_write(right, wrong, li
         (with_tenant("share: forty"), "14:12: tenants.acme.share: 'forty' is not a percentage; write for example 40%"),
         (with_tenant("steering: maybe"), "14:15: tenants.acme.steering: 'maybe' is text here; write true or false"),
         (SMALL + "  b: {keys: [sha256:" + DIGEST.upper() + "], models: [demo]}\n", "14:14: tenants.b.keys[0]: this key already belongs to tenant 'acme'"),
-        (SMALL + "release: {schedule: paced}\n", "14:21: release.schedule: 'paced': that schedule is not available in this version; write flow or whole"),
+        (SMALL + "release: {schedule: slow}\n", "14:21: release.schedule: 'slow' is not known; write flow or paced or whole"),
         (SMALL + "release: {tick: 1ms}\n", "14:17: release.tick: '1ms' must be from 5ms to 1s"),
         (SMALL + "release: {quantum: 2kB}\n", "14:20: release.quantum: '2kB' must be from 8B to 1024B"),
         (SMALL + "release: {quantum: 4B}\n", "14:20: release.quantum: '4B' must be from 8B to 1024B"),

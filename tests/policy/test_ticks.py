@@ -59,3 +59,18 @@ def test_a_steady_engine_costs_a_few_bits_and_not_a_few_bits_a_tick() -> None:
     symbols.end(idle_ticks=1)
     assert symbols.adaptive_bits() < 50
     assert symbols.fixed_bits == 200 * (4 + 1 + 1) + 4 + 1
+
+
+def test_pieces_of_many_quanta_are_escaped_and_still_cheaper_when_they_are_the_rule() -> None:
+    symbols = TickSymbols()
+    for _ in range(100):
+        symbols.piece(idle_ticks=0, quanta=40)
+    symbols.end(idle_ticks=0)
+    assert symbols.adaptive_bits() < symbols.fixed_bits
+    assert symbols.saving_bits() == symbols.fixed_bits - symbols.adaptive_bits()
+
+
+def test_an_answer_whose_fixed_code_is_shorter_gives_nothing_back() -> None:
+    symbols = TickSymbols()
+    symbols.end(idle_ticks=0)
+    assert symbols.saving_bits() == 0
