@@ -87,6 +87,7 @@ class Gateway:
             tick=self.tick,
             settler=self.settler,
             upstreams={},
+            counters=config.counters,
             serving=lambda: self.serving,
             clock=self.clock,
             metrics=self.metrics,
@@ -183,6 +184,7 @@ class Gateway:
         fresh = serving(config.policy, parameters=config.parameters)
         raised = await self.leases.register(fresh.accounts.all(now_s=self.clock.wall_s()))
         await self._connect(config.policy)
+        self.relay.counters = config.counters
         self.serving = fresh
         self.tick.record(PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised)))
         self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backports.zstd import ZstdDict, ZstdError
 
+from gateway.meters.tokens import TokenizerCounter, TokenizerError
+from gateway.ports import TokenCounter
 from policy.document import parse
 from policy.mistakes import Mistakes
 from policy.rules import Model, Policy
@@ -25,6 +27,7 @@ class Config:
 
     policy: Policy
     parameters: dict[str, int]
+    counters: dict[str, TokenCounter] = field(default_factory=dict)  # by model, where usage is recounted
 
 
 def load(path: Path) -> Config:
@@ -50,6 +53,14 @@ def load(path: Path) -> Config:
         except (OSError, WeightsError) as fault:
             reason = fault.strerror if isinstance(fault, OSError) else fault
             faults.append(f"{path}: models.{model.name}.weights: {model.weights.file}: {reason}")
+    counters: dict[str, TokenCounter] = {}
+    for model in policy.models.values():
+        if model.tokenizer is not None:
+            try:
+                counters[model.name] = TokenizerCounter(Path(model.tokenizer.file), digest=model.tokenizer.sha256)
+            except (OSError, TokenizerError) as unusable:
+                said = unusable.strerror if isinstance(unusable, OSError) else unusable
+                faults.append(f"{path}: models.{model.name}.tokenizer: {model.tokenizer.file}: {said}")
     if policy.dictionary is not None:
         try:
             ZstdDict(Path(policy.dictionary).read_bytes())
@@ -58,7 +69,7 @@ def load(path: Path) -> Config:
             faults.append(f"{path}: dictionary: {policy.dictionary}: {why}")
     if faults:
         raise ConfigError("\n".join(faults))
-    return Config(policy=policy, parameters=parameters)
+    return Config(policy=policy, parameters=parameters, counters=counters)
 
 
 def _parameters(model: Model) -> int:

@@ -198,3 +198,10 @@ class Scorer(Protocol):
 
     async def score(self, items: Sequence[ToScore]) -> Sequence[int | None]:
         """Codelengths in bits, rounded up, given the requests; None where there is none. Raises `ScorerFailed`."""
+
+
+class TokenCounter(Protocol):
+    """A pinned tokenizer."""
+
+    def tokens(self, text: str) -> int:
+        """How many tokens `text` has, special tokens not counted."""

@@ -21,11 +21,13 @@ from gateway.ports import (
     Clock,
     LedgerUnavailable,
     OverLimit,
+    TokenCounter,
     Upstream,
     UpstreamFailed,
     UpstreamResponse,
 )
 from gateway.record import Closed, Opened
+from gateway.recount import recounts
 from gateway.serving import Serving
 from gateway.session import BudgetGone, Session, closing_bits, whole_bits_max
 from gateway.settle import Settler
@@ -64,12 +66,14 @@ class Relay:
         tick: Tick,
         settler: Settler,
         upstreams: Mapping[str, Upstream],
+        counters: Mapping[str, TokenCounter],
         serving: Callable[[], Serving],
         clock: Clock,
         metrics: Metrics,
         log: Callable[..., None],
     ) -> None:
         self.upstreams = upstreams
+        self.counters = counters
         self._serving = serving
         self._leases = leases
         self._tick = tick
@@ -226,6 +230,7 @@ class Relay:
 
     async def _write_all(self, session: Session, client: Client) -> None:
         call = session.call
+        recount = recounts(self.counters, model=call.model, request=call.upstream_body)
         while session.ending is None:
             release = await session.next()
             refused = refusal_of(release.ending) if release.ending is not None else None
@@ -238,6 +243,8 @@ class Relay:
                     return
                 await client.begin(status=call.status, content_type=call.renderer.content_type, stream=call.stream)
                 session.begun = True
+            if recount is not None:
+                release = recount.usage(release)
             await client.write(call.renderer.release(release), last=release.ending is not None)
             if refused is not None:
                 client.abort()  # clients take a clean end for a whole answer

@@ -55,7 +55,8 @@ def serving(policy: Policy, *, parameters: Mapping[str, int]) -> Serving:
         models={
             model.name: ModelRules(
                 name=model.name,
-                usage=model.usage == "charge",
+                usage=model.usage != "drop",
+                usage_claimed=model.usage == "charge",
                 reasoning=model.reasoning == "release",
                 embeddings=model.embeddings,
                 dimensions=model.dimensions,

@@ -46,6 +46,9 @@ def _model_contradictions(document: Outline, name: str) -> Iterator[tuple[Path, 
     weights = document.at("models", name, "weights")
     if isinstance(weights, dict) and ("file" in weights) == ("parameters" in weights):
         yield ("models", name, "weights"), "set either file or parameters"
+    recounted = _text(document.at("models", name, "usage")) == "recount"
+    if recounted != (document.at("models", name, "tokenizer") is not NOTHING):
+        yield ("models", name), "`usage: recount` and `tokenizer` go together: set both or neither"
     most = _try(answer_tokens, document.at("models", name, "answer_tokens_max")) or ANSWER_TOKENS_MAX
     usual = _try(answer_tokens, document.at("models", name, "answer_tokens_default"))
     if usual is not None and usual > most:

@@ -167,6 +167,7 @@ _Compression = Annotated[
     _value(quantity.compression),
     WithJsonSchema({"type": "number", "minimum": 1, "maximum": quantity.COMPRESSION_MAX}),
 ]
+_Code = Annotated[str, _value(quantity.code_digest), _pattern(quantity.CODE_PATTERN)]
 _CodeOrNone = Annotated[str | None, _value(quantity.code_digest), _pattern(quantity.CODE_PATTERN)]
 _Key = Annotated[str, _value(quantity.key_digest), _pattern(quantity.DIGEST_PATTERN)]
 _Ledger = Annotated[rules.SqliteLedger | rules.MemoryLedger, _value(_ledger), _pattern("^(sqlite:.+|memory)$")]
@@ -180,7 +181,9 @@ _Guarantee = Annotated[
     WithJsonSchema({"enum": ["absolute"]}),
 ]
 _Usage = Annotated[
-    Literal["charge", "drop"], _value(_choice("charge", "drop")), WithJsonSchema({"enum": ["charge", "drop"]})
+    Literal["charge", "recount", "drop"],
+    _value(_choice("charge", "recount", "drop")),
+    WithJsonSchema({"enum": ["charge", "recount", "drop"]}),
 ]
 _Reasoning = Annotated[
     Literal["drop", "release"], _value(_choice("drop", "release")), WithJsonSchema({"enum": ["drop", "release"]})
@@ -276,6 +279,14 @@ class TimeoutsForm(_Form):
         )
 
 
+class TokenizerForm(_Form):
+    file: _Text = Field(description="A tokenizer.json")
+    sha256: _Code = Field(description="Its digest; a file with another one is not taken")
+
+    def rule(self) -> rules.Tokenizer:
+        return rules.Tokenizer(file=self.file, sha256=self.sha256)
+
+
 class ModelForm(_Form):
     upstream: _Upstream = Field(description="The backend: http://host:port or unix:/path")
     weights: WeightsForm = Field(description="Where the number of parameters comes from")
@@ -284,7 +295,8 @@ class ModelForm(_Form):
     budgets: Annotated[list[ModelBudgetForm], MinLen(1), MaxLen(BUDGETS_MAX)] = Field(
         description="The security bound; all of them hold"
     )
-    usage: _Usage = Field("charge", description="Pass token counts on and charge them, or drop them")
+    usage: _Usage = Field("charge", description="Token counts: the backend's, charged; the gateway's own; or none")
+    tokenizer: TokenizerForm | None = Field(None, description="What usage is recounted with")
     reasoning: _Reasoning = Field("drop", description="Pass on what the model thinks before it answers, or drop it")
     embeddings: _Embeddings = Field("refuse", description="Embeddings: none, 8 bits a dimension, or 1 bit")
     dimensions: _DimensionsOrNone = Field(None, description="Of its embeddings; without it the backend chooses")
@@ -304,6 +316,7 @@ class ModelForm(_Form):
             guarantee=self.guarantee,
             budgets=tuple(sorted((budget.rule() for budget in self.budgets), key=_by_length)),
             usage=self.usage,
+            tokenizer=self.tokenizer.rule() if self.tokenizer is not None else None,
             reasoning=self.reasoning,
             embeddings=self.embeddings,
             dimensions=self.dimensions,

@@ -133,9 +133,9 @@ def answer_tokens(text: str) -> int:
 
 
 def code_digest(text: str) -> str:
-    """64 hex digits, as `python -m inference score` prints them → in lower case."""
+    """64 hex digits, as `sha256sum` prints them → in lower case."""
     if not re.fullmatch(CODE_PATTERN, text):
-        raise ValueError(f"{quoted(text)} is not the digest of a code; ask the scorer for GET /code")
+        raise ValueError(f"{quoted(text)} is not a SHA-256 digest; write its 64 hex digits")
     return text.lower()
 
 

@@ -102,6 +102,14 @@ class WeightsSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """What usage is recounted with, pinned."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
     """How long a backend may take."""
 
@@ -119,7 +127,8 @@ class Model:
     theft_compression: Fraction
     guarantee: Literal["absolute"] = "absolute"
     budgets: tuple[ModelBudget, ...]  # lifetime first, then by length; windows are unique
-    usage: Literal["charge", "drop"] = "charge"
+    usage: Literal["charge", "recount", "drop"] = "charge"
+    tokenizer: Tokenizer | None = field(default=None, metadata=LATER)  # set exactly if usage is recounted
     reasoning: Literal["drop", "release"] = field(default="drop", metadata=LATER)
     embeddings: Literal["refuse", "int8", "binary"] = field(default="refuse", metadata=LATER)
     dimensions: int | None = field(default=None, metadata=LATER)  # None: the backend chooses, and is charged for it

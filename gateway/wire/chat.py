@@ -131,14 +131,15 @@ def sanitise(request: ChatRequest, rules: ModelRules, identity: Identity, *, ten
     """The call for one backend, built field by field from the checked request."""
     stream = bool(request.stream)
     fingerprint = fingerprint_of(upstream_steering(request, tenant=tenant))
-    heeded = Heeded(usage=usage_heeded(request, rules), reasoning=rules.reasoning, steering=fingerprint is not None)
+    usage = usage_wanted(request, rules)
+    heeded = Heeded(usage=usage and rules.usage_claimed, reasoning=rules.reasoning, steering=fingerprint is not None)
     renderer = (StreamRenderer if stream else WholeRenderer)(
-        identity=identity, model=rules.name, usage=heeded.usage, fingerprint=fingerprint or ""
+        identity=identity, model=rules.name, usage=usage, fingerprint=fingerprint or ""
     )
     return chat_call(request, rules, identity, tenant=tenant, heeded=heeded, renderer=renderer)
 
 
-def usage_heeded(request: Sampling, rules: ModelRules) -> bool:
+def usage_wanted(request: Sampling, rules: ModelRules) -> bool:
     """Streams carry token counts only if they were asked for."""
     return rules.usage and (not request.stream or bool(request.stream_options and request.stream_options.include_usage))
 

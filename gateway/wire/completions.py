@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gateway.wire.chat import usage_heeded
+from gateway.wire.chat import usage_wanted
 from gateway.wire.chat_answer import usage_body
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.errors import error_event, refusal_of
@@ -42,9 +42,10 @@ def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, 
     fields["prompt"] = request.prompt
     stream = bool(request.stream)
     fingerprint = fingerprint_of(fields.get("steering"))
-    heeded = Heeded(usage=usage_heeded(request, rules), steering=fingerprint is not None)
+    usage = usage_wanted(request, rules)
+    heeded = Heeded(usage=usage and rules.usage_claimed, steering=fingerprint is not None)
     renderer = CompletionRenderer(
-        identity=identity, model=rules.name, stream=stream, usage=heeded.usage, fingerprint=fingerprint or ""
+        identity=identity, model=rules.name, stream=stream, usage=usage, fingerprint=fingerprint or ""
     )
     return Call(
         model=rules.name,

@@ -65,6 +65,7 @@ class ModelRules:
 
     name: str
     usage: bool  # whether token counts are released (and priced)
+    usage_claimed: bool = True  # whether they are the backend's; else the gateway counts
     token_ids: bool  # whether the backend is asked for the sampled ids, for the record
     tokens_max: int
     tokens_default: int

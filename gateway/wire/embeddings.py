@@ -91,7 +91,9 @@ def sanitise(request: EmbeddingsRequest, rules: ModelRules, identity: Identity, 
         upstream_body=msgspec.json.encode(fields),
         answer_bytes_max=-(-len(inputs) * dimensions_max * bits // 8),
         tools_declared=frozenset(),
-        decoder=EmbeddingsDecoder(count=len(inputs), bits=bits, dimensions=rules.dimensions, usage=rules.usage),
+        decoder=EmbeddingsDecoder(
+            count=len(inputs), bits=bits, dimensions=rules.dimensions, usage=rules.usage and rules.usage_claimed
+        ),
         renderer=EmbeddingsRenderer(model=rules.name, base64_encoded=request.encoding_format == "base64"),
     )
 

@@ -192,7 +192,7 @@ def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRu
         value = getattr(request, name)
         if value is not None:
             fields[name] = value
-    if stream and rules.usage:
+    if stream and rules.usage and rules.usage_claimed:
         fields["stream_options"] = {"include_usage": True}
     if rules.token_ids:
         fields["return_token_ids"] = True

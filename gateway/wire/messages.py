@@ -159,7 +159,7 @@ def sanitise(request: MessagesRequest, rules: ModelRules, identity: Identity, *,
     asked = _in_chat(request)
     renderer = (StreamRenderer if asked.stream else WholeRenderer)(identity=identity, model=rules.name)
     unwanted = request.thinking is not None and request.thinking.type == "disabled"
-    heeded = Heeded(usage=rules.usage, reasoning=rules.reasoning and not unwanted)
+    heeded = Heeded(usage=rules.usage and rules.usage_claimed, reasoning=rules.reasoning and not unwanted)
     return chat_call(asked, rules, identity, tenant=tenant, heeded=heeded, renderer=renderer)
 
 

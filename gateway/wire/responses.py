@@ -191,7 +191,7 @@ def sanitise(request: ResponsesRequest, rules: ModelRules, identity: Identity, *
             "top_p": request.top_p,
         },
     )
-    heeded = Heeded(usage=rules.usage, reasoning=rules.reasoning)
+    heeded = Heeded(usage=rules.usage and rules.usage_claimed, reasoning=rules.reasoning)
     return chat_call(
         asked, rules, identity, tenant=tenant, heeded=heeded, renderer=renderer, tokens_param="max_output_tokens"
     )

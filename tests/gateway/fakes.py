@@ -368,6 +368,7 @@ class House:
             tick=self.tick,
             settler=self.settler,
             upstreams={"m": self.upstream},
+            counters={},
             serving=lambda: self.serving,
             clock=self.clock,
             metrics=self.metrics,

@@ -558,6 +558,14 @@ def test_a_language_model_meter_needs_a_scorer_and_a_scorer_needs_the_meter() ->
 
 def test_the_digest_of_a_code_is_64_hex_digits() -> None:
     text = SMALL + "meters: [raw, language_model]\nscorer: {address: unix:/s, code: abc}\n"
-    assert mistakes(text) == [
-        "weir.yaml:15:34: scorer.code: 'abc' is not the digest of a code; ask the scorer for GET /code"
-    ]
+    assert mistakes(text) == ["weir.yaml:15:34: scorer.code: 'abc' is not a SHA-256 digest; write its 64 hex digits"]
+
+
+def test_usage_is_recounted_with_a_pinned_tokenizer_and_with_nothing_else() -> None:
+    tokenizer = "    usage: recount\n    tokenizer: {file: tokenizer.json, sha256: " + "AB" * 32 + "}\n"
+    policy = parse(SMALL.replace("    budgets:", tokenizer + "    budgets:", 1), name="weir.yaml")
+    assert isinstance(policy, rules.Policy), policy
+    (model,) = policy.models.values()
+    assert model.tokenizer == rules.Tokenizer(file="tokenizer.json", sha256="ab" * 32)
+    lines = mistakes(SMALL.replace("    budgets:", "    usage: recount\n    budgets:", 1))
+    assert any("`usage: recount` and `tokenizer` go together" in line for line in lines)
