@@ -53,20 +53,8 @@ def load(path: Path) -> Config:
         except (OSError, WeightsError) as fault:
             reason = fault.strerror if isinstance(fault, OSError) else fault
             faults.append(f"{path}: models.{model.name}.weights: {model.weights.file}: {reason}")
-    counters: dict[str, TokenCounter] = {}
-    for model in policy.models.values():
-        if model.tokenizer is not None:
-            try:
-                counters[model.name] = TokenizerCounter(Path(model.tokenizer.file), digest=model.tokenizer.sha256)
-            except (OSError, TokenizerError) as unusable:
-                said = unusable.strerror if isinstance(unusable, OSError) else unusable
-                faults.append(f"{path}: models.{model.name}.tokenizer: {model.tokenizer.file}: {said}")
-    if policy.dictionary is not None:
-        try:
-            ZstdDict(Path(policy.dictionary).read_bytes())
-        except (OSError, ZstdError, ValueError) as broken:
-            why = broken.strerror if isinstance(broken, OSError) else broken
-            faults.append(f"{path}: dictionary: {policy.dictionary}: {why}")
+    counters, unusable = _counters(policy, path)
+    faults += unusable + _dictionary_faults(policy, path)
     if faults:
         raise ConfigError("\n".join(faults))
     return Config(policy=policy, parameters=parameters, counters=counters)
@@ -84,3 +72,29 @@ def _parameters(model: Model) -> int:
 
         size_bytes = file.seek(0, 2)
         return parameters_in(read, size_bytes)
+
+
+def _counters(policy: Policy, path: Path) -> tuple[dict[str, TokenCounter], list[str]]:
+    counters: dict[str, TokenCounter] = {}
+    faults = []
+    for model in policy.models.values():
+        if model.tokenizer is not None:
+            try:
+                counters[model.name] = TokenizerCounter(Path(model.tokenizer.file), digest=model.tokenizer.sha256)
+            except (OSError, TokenizerError) as fault:
+                faults.append(f"{path}: models.{model.name}.tokenizer: {model.tokenizer.file}: {_reason(fault)}")
+    return counters, faults
+
+
+def _dictionary_faults(policy: Policy, path: Path) -> list[str]:
+    if policy.dictionary is None:
+        return []
+    try:
+        ZstdDict(Path(policy.dictionary).read_bytes())
+    except (OSError, ZstdError, ValueError) as fault:
+        return [f"{path}: dictionary: {policy.dictionary}: {_reason(fault)}"]
+    return []
+
+
+def _reason(fault: Exception) -> str:
+    return (fault.strerror or "cannot be read") if isinstance(fault, OSError) else str(fault)

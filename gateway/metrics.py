@@ -37,6 +37,9 @@ class Metrics:
             ["model", "tenant"],
             registry=r,
         )
+        self.received_wire = Counter(
+            "weir_received_wire_bytes", "Body bytes read from backends, envelope included.", registry=r
+        )
         self.sent_wire = Counter("weir_sent_wire_bytes", "Body bytes sent to clients, envelope included.", registry=r)
         self.charged_bits = Counter(
             "weir_charged_bits", "Bits charged at release, by the raw code.", ["model", "tenant", "code"], registry=r

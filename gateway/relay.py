@@ -282,6 +282,7 @@ class Relay:
             raise Malformed(f"content type is not {expected}")
         decoder, answer = session.call.decoder, session.answer
         while chunk := await response.read():
+            self._metrics.received_wire.inc(len(chunk))
             for start in range(0, len(chunk), PARSE_BYTES_MAX):
                 if start:
                     await asyncio.sleep(0)  # others first: what is dear to parse must not be felt by other clients

@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROMPTS = Path(__file__).with_name("prompts.txt")
 BEGIN, END = "<!-- answers:begin -->", "<!-- answers:end -->"
 MODEL, KEY = "smollm2-135m-instruct", "answers"
+HEADERS = {"Authorization": f"Bearer {KEY}", "Accept-Encoding": "identity"}
 CONCURRENCY = 16  # the model server's batch
 TOKENS_MAX = 200
 READY_S_MAX, SETTLED_S_MAX = 120.0, 600.0
@@ -63,25 +64,27 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--count", type=int, default=200, help="how many questions (default: %(default)s)")
+    parser.add_argument("--how", choices=("whole", "streamed", "both"), default="both", help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=REPOSITORY / "var/models" / MODEL, help="prepared on first use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help=f"fill the table between {BEGIN} and {END}")
     arguments = parser.parse_args()
     prompts = PROMPTS.read_text().splitlines()[: arguments.count]
-    subprocess.run(
-        [sys.executable, "-m", "inference", "prepare", "--out", str(arguments.model)], cwd=REPOSITORY, check=True
-    )
-    with tempfile.TemporaryDirectory(prefix="weir-answers-") as name:
-        figures = asyncio.run(_measure(Path(name), arguments.model, prompts))
-    _print(figures)
+    prepare = [sys.executable, "-m", "inference", "prepare", "--out", str(arguments.model)]
+    subprocess.run(prepare, cwd=REPOSITORY, check=True)
+    runs = {}
+    for how in ("whole", "streamed") if arguments.how == "both" else (arguments.how,):
+        with tempfile.TemporaryDirectory(prefix="weir-answers-") as name:
+            runs[how] = asyncio.run(_measure(Path(name), arguments.model, prompts, stream=how == "streamed"))
+    _print(runs)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(runs, indent=2) + "\n")
     if arguments.markdown is not None:
-        arguments.markdown.write_text(filled(arguments.markdown.read_text(), markdown(figures)))
-    return 0 if figures["whole"] == len(prompts) else 1
+        arguments.markdown.write_text(filled(arguments.markdown.read_text(), markdown(runs)))
+    return 0 if all(figures["whole"] == len(prompts) for figures in runs.values()) else 1
 
 
-async def _measure(directory: Path, model: Path, prompts: list[str]) -> dict[str, float]:
+async def _measure(directory: Path, model: Path, prompts: list[str], *, stream: bool) -> dict[str, float]:
     port, admin, upstream = _free_ports(3)
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     text = _POLICY.format(port=port, admin=admin, upstream=upstream, model=MODEL, digest=digest, directory=directory)
@@ -103,7 +106,8 @@ async def _measure(directory: Path, model: Path, prompts: list[str]) -> dict[str
     with _running(directory, commands) as children:
         async with aiohttp.ClientSession() as session:
             await _until_ready(session, f"http://127.0.0.1:{admin}/readyz", children, directory)
-            whole = await _ask_all(session, f"http://127.0.0.1:{port}/v1/chat/completions", prompts)
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            whole = await _ask_all(session, url, prompts, stream=stream)
             return {
                 "questions": len(prompts),
                 "whole": whole,
@@ -111,7 +115,7 @@ async def _measure(directory: Path, model: Path, prompts: list[str]) -> dict[str
             }
 
 
-async def _ask_all(session: aiohttp.ClientSession, url: str, prompts: list[str]) -> int:
+async def _ask_all(session: aiohttp.ClientSession, url: str, prompts: list[str], *, stream: bool) -> int:
     room = asyncio.Semaphore(CONCURRENCY)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("asking", total=len(prompts))
@@ -122,10 +126,11 @@ async def _ask_all(session: aiohttp.ClientSession, url: str, prompts: list[str])
                 "messages": [{"role": "user", "content": prompt}],
                 "temperature": 0.8,
                 "max_tokens": TOKENS_MAX,
-                "stream": True,
+                "stream": stream,
             }
-            async with room, session.post(url, json=body, headers={"Authorization": f"Bearer {KEY}"}) as answer:
-                whole = (await answer.read()).endswith(b"data: [DONE]\n\n")
+            async with room, session.post(url, json=body, headers=HEADERS) as answer:
+                end = b"data: [DONE]\n\n" if stream else b"}"
+                whole = answer.status == 200 and (await answer.read()).endswith(end)
             progress.advance(task)
             return whole
 
@@ -146,12 +151,17 @@ async def _settled(session: aiohttp.ClientSession, url: str) -> dict[str, float]
         before = now
     text_bytes = _sum(metrics, "weir_released_text_bytes_total")
     bits = _sum(metrics, "weir_charged_bits_total")
-    figures = {"text_bytes": text_bytes, "wire_bytes": _sum(metrics, "weir_sent_wire_bytes_total")}
+    figures = {
+        "text_bytes": text_bytes,
+        "received_bytes": _sum(metrics, "weir_received_wire_bytes_total"),
+        "sent_bytes": _sum(metrics, "weir_sent_wire_bytes_total"),
+    }
     figures["scorer_errors"] = _sum(metrics, "weir_scorer_errors_total")
     for code in CODES:
         bits -= _sum(metrics, "weir_refunded_bits_total", f'code="{code}"') if code != "raw" else 0
         figures[f"{code}_bits_per_byte"] = bits / text_bytes
-    figures["free_share_of_wire"] = 1 - text_bytes / figures["wire_bytes"]
+    figures["free_share_received"] = 1 - text_bytes / figures["received_bytes"]
+    figures["free_share_sent"] = 1 - text_bytes / figures["sent_bytes"]
     return figures
 
 
@@ -206,32 +216,38 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _print(figures: dict[str, float]) -> None:
-    table = Table(
-        title=f"{figures['whole']:.0f} of {figures['questions']:.0f} answers whole, {figures['text_bytes']:,.0f} bytes of text"
-    )
-    table.add_column("code")
-    table.add_column("bits charged a byte", justify="right")
-    table.add_column("aim", justify="right")
-    for code in CODES:
-        table.add_row(code, f"{figures[f'{code}_bits_per_byte']:.2f}", f"{AIMS[code]}")
-    Console().print(table)
-    Console().print(
-        f"bytes on the wire that cost nothing: {figures['free_share_of_wire']:.1%}; scorer errors: {figures['scorer_errors']:.0f}"
-    )
-
-
-def markdown(figures: dict[str, float]) -> str:
-    """The table as Markdown."""
-    lines = [
-        f"{figures['whole']:.0f} answers, {figures['text_bytes']:,.0f} bytes of text, temperature 0.8, at most {TOKENS_MAX} tokens.",
-        "",
-        "| code | bits charged a byte | aim |",
-        "| --- | --: | --: |",
-        *(f"| {code} | {figures[f'{code}_bits_per_byte']:.2f} | {AIMS[code]} |" for code in CODES),
-        "",
-        f"Of the bytes on the wire, {figures['free_share_of_wire']:.1%} are envelope and cost nothing.",
+def _rows(runs: dict[str, dict[str, float]]) -> list[list[str]]:
+    rows = [
+        [code, *(f"{run[f'{code}_bits_per_byte']:.2f}" for run in runs.values()), str(AIMS[code])] for code in CODES
     ]
+    rows.append(
+        ["envelope, of what the backend sent", *(f"{run['free_share_received']:.1%}" for run in runs.values()), "98.5%"]
+    )
+    rows.append(["envelope, of what the client got", *(f"{run['free_share_sent']:.1%}" for run in runs.values()), ""])
+    return rows
+
+
+def _print(runs: dict[str, dict[str, float]]) -> None:
+    table = Table(title="bits charged a byte of text, everything included")
+    table.add_column("code")
+    for how, run in runs.items():
+        table.add_column(f"{how}: {run['whole']:.0f} of {run['questions']:.0f} answers", justify="right")
+    table.add_column("aim", justify="right")
+    for row in _rows(runs):
+        table.add_row(*row)
+    Console().print(table)
+    Console().print("scorer errors:", int(sum(run["scorer_errors"] for run in runs.values())))
+
+
+def markdown(runs: dict[str, dict[str, float]]) -> str:
+    """The table as Markdown."""
+    head = [f"{how}: {run['whole']:.0f} answers, {run['text_bytes']:,.0f} bytes" for how, run in runs.items()]
+    lines = [
+        f"Temperature 0.8, at most {TOKENS_MAX} tokens, {CONCURRENCY} at once. Bits charged a byte of text, everything included.",
+        "",
+    ]
+    lines += [f"| code | {' | '.join(head)} | aim |", f"| --- |{' --: |' * (len(head) + 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in _rows(runs)]
     return "\n".join(lines)
 
 
