@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.edge import strict  # noqa: F401  before anything imports aiohttp
     from gateway.ports import AuditFailed, LedgerUnavailable
 
+    # A connection is a descriptor; the usual soft limit of 1024 would be reached long before the gateway's own cap.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     path: Path = arguments.policy
     try:
         config = load(path)

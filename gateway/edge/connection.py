@@ -1,17 +1,22 @@
 """A client's connection: how many there may be, how long each step on one may take, and what malformed HTTP is told.
 
 aiohttp bounds idle connections only. Heads, writes and the last bytes before a close get their deadlines here; bodies get
-theirs where they are read.
+theirs where they are read. Requests are not pipelined: what comes before an answer has ended belongs to that request or to
+nobody, so that no parser's idea of where one request ends lets another in behind it (RFC 9112, section 9.3.2, has clients
+that pipeline send again what was not answered).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.helpers import DEFAULT_CHUNK_SIZE
+from aiohttp.http import HttpRequestParser
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+from aiohttp.web_protocol import MAX_MSG_QUEUE_SIZE, RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
 from gateway.edge.client import refusal_headers
@@ -29,6 +34,9 @@ from policy.limits import (
 )
 from policy.refusal import Reason, Refused
 
+# llhttp takes several spaces for one, and RTSP/1.0 and ICE/1.0 for HTTP/1.0.
+_LINE = re.compile(rb"(?:\r\n)*[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
+_LINE_SO_FAR = re.compile(rb"(?:\r\n)*(?:\r|[^\r\n]+\r?)?")
 _MESSAGES = {
     Reason.INTERNAL: "The gateway failed to handle this request.",
     Reason.INVALID_REQUEST: "This is not a valid HTTP/1.1 request.",
@@ -62,15 +70,16 @@ class ClientServer(web.Server):
 class ClientConnection(RequestHandler):
     """aiohttp's protocol with a cap, deadlines, and OpenAI-shaped errors instead of pages that name the server's software."""
 
-    __slots__ = ("_body", "_head_deadline", "_heads", "_heard", "_server", "_wire")
+    __slots__ = ("_asked", "_body", "_head_deadline", "_heard", "_line", "_server", "_wire")
 
     def __init__(self, server: ClientServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
         self._wire: asyncio.Transport
-        self._body: StreamReader = EMPTY_PAYLOAD  # of the newest request that is being handled
-        self._heads = 0  # complete ones so far
+        self._asked = False  # a head has come whole, and its answer has not ended
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the request that is being handled
         self._heard = False
+        self._line: bytes | None = b""  # what has come of a request line; None after its end
         self._head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -94,15 +103,18 @@ class ClientConnection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; then see whether the client is in the middle of a head, or has broken off in the middle of a body."""
-        super().data_received(data)
+        """Parse. Nothing is heard any more once the connection is to be closed."""
+        if self._close or self._force_close:
+            return
         self._heard = True
-        if self._request_count != self._heads:
-            self._heads = self._request_count
-            self._head_came()
-            if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-                self._break_off()
-        elif self._head_deadline is None and self._idle():
+        if self._line is not None and not self._begins_well(data):
+            self._interrupt(400)
+            return
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count > before:
+            self._take_one(came=self._request_count - before)
+        elif self._head_deadline is None and not self._asked:
             self._await_head()
 
     async def start(self) -> None:
@@ -116,13 +128,22 @@ class ClientConnection(RequestHandler):
     async def finish_response(
         self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send what is left of a response. Long ones were sent in pieces before, each with its own deadline."""
+        """Send what is left of a response; then listen for another request. Long answers have been sent before, in pieces."""
+        if self._close:
+            resp.force_close()
         try:
             async with asyncio.timeout(CLIENT_WRITE_S_MAX):
-                return await super().finish_response(request, resp, start_time)
+                finished = await super().finish_response(request, resp, start_time)
         except TimeoutError:
             self._wire.abort()
             return resp, True
+        body = request.content
+        if body.exception() is not None:
+            body.feed_eof()  # so that aiohttp does not wait for the rest of it
+        elif body.is_eof() and self._parser is not None:
+            self._asked, self._line, self._body = False, b"", EMPTY_PAYLOAD
+            self._parser = _parser(self, self._loop)  # which has heard nothing that came behind this request
+        return finished
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -165,15 +186,55 @@ class ClientConnection(RequestHandler):
         if not self._heard:
             self.force_close()  # it never said a word, as connections opened in advance do
             return
-        assert self._waiter is not None
-        self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))
-        self._waiter.set_result(None)
+        self._interrupt(408)
 
-    def _break_off(self) -> None:
-        """The parser has given up: no body will be complete. aiohttp would leave their readers waiting."""
-        for body in (self._body, *(body for _, body in self._messages)):
-            if body is not EMPTY_PAYLOAD and not body.is_eof() and body.exception() is None:
-                body.set_exception(RequestPayloadError("malformed"))
+    def _begins_well(self, data: bytes) -> bool:
+        """Whether the request line is one, as far as it has come."""
+        assert self._line is not None
+        self._line += data
+        if _LINE.match(self._line):
+            self._line = None
+            return True
+        return len(self._line) <= HEADER_LINE_BYTES_MAX and _LINE_SO_FAR.fullmatch(self._line) is not None
+
+    def _interrupt(self, status: int) -> None:
+        """Answer with an error where a request should be, and close."""
+        self._head_came()
+        self._asked, self._line = True, None
+        self._messages.append((_ErrInfo(status=status, exc=ValueError(), message=""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self.close()
+
+    def _take_one(self, *, came: int) -> None:
+        """So many heads have come whole, or not at all well. One is answered at a time."""
+        self._head_came()
+        if isinstance(self._messages[-1][0], _ErrInfo):
+            for body in (self._body, *(body for _, body in self._messages)):
+                if not body.is_eof():
+                    body.set_exception(RequestPayloadError("malformed"))  # aiohttp would leave its reader waiting
+        surplus = came if self._asked else came - 1
+        for _ in range(surplus):
+            self._messages.pop()
+        self._asked = True
+        if surplus or self._upgraded:
+            self._message_tail = b""
+            self.close()
+
+
+def _parser(protocol: ClientConnection, loop: asyncio.AbstractEventLoop) -> HttpRequestParser:
+    """A parser like the one that aiohttp begins with."""
+    return HttpRequestParser(
+        protocol,
+        loop,
+        DEFAULT_CHUNK_SIZE,
+        max_line_size=HEADER_LINE_BYTES_MAX,
+        max_field_size=HEADER_LINE_BYTES_MAX,
+        max_headers=HEADERS_MAX,
+        payload_exception=RequestPayloadError,
+        auto_decompress=True,
+        max_msg_queue_size=MAX_MSG_QUEUE_SIZE,
+    )
 
 
 def _request(message, payload, protocol, writer, task) -> BaseRequest:  # type: ignore[no-untyped-def] # noqa: ANN001

@@ -89,9 +89,7 @@ def policy(upstream: str, directory: Path) -> dict[str, Any]:
 class Gateway:
     """`weir serve` as a child process."""
 
-    def __init__(
-        self, directory: Path, rules: dict[str, Any], *, program: Sequence[str] = ("-m", "gateway")
-    ) -> None:
+    def __init__(self, directory: Path, rules: dict[str, Any], *, program: Sequence[str] = ("-m", "gateway")) -> None:
         self.directory = directory
         self._program = program
         self.path = directory / "weir.yaml"
