@@ -277,11 +277,18 @@ async def test_the_plain_proxy_leaves_no_connection_behind():
 # --- every channel
 
 
-@pytest.mark.parametrize("name", sorted(name for name in CHANNELS if name not in SPECIAL))
-async def test_each_channel_steals_through_the_plain_proxy(name, tmp_path):
+# The others take seconds each; the suite's own run says BLUNT of a channel that stops stealing.
+QUICK = sorted(
+    name
+    for name, channel in CHANNELS.items()
+    if name not in {*SPECIAL, "first-byte-time", "duration", "gaps", "gaps-below-a-tick"}
+    and channel.residual is not Residual.BOUNDED
+)
+
+
+@pytest.mark.parametrize("name", QUICK)
+async def test_each_quick_channel_steals_through_the_plain_proxy(name, tmp_path):
     channel = CHANNELS[name]
-    if channel.residual is Residual.BOUNDED or name in ("first-byte-time", "duration", "gaps", "gaps-below-a-tick"):
-        pytest.skip("takes seconds; the run itself says BLUNT if it stops working")
     async with backend.running(free_port()) as server:
         port = free_port()
         async with passthrough.running(port=port, upstream_port=server.port):
