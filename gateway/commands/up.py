@@ -200,9 +200,15 @@ def _welcome(console: Console, config: Config, keys: dict[str, str]) -> None:
             "stream": True,
         }
     )
-    console.print(f"\n[bold]Weir is up.[/bold] {MODEL} answers at {url}/v1 through a gateway that charges every bit.\n")
+    console.print(
+        f"\n[bold]Weir is up.[/bold] {MODEL} answers at {url}/v1 through a gateway that charges every bit.\n",
+        soft_wrap=True,
+    )
     console.print(f"  key      {key}", soft_wrap=True)
-    console.print(f"  metrics  {_admin_url(config)}/metrics   status: weir status --admin {_admin_url(config)}\n")
+    console.print(f"  metrics  {_admin_url(config)}/metrics")
+    console.print(
+        f"  status   {_admin_url(config)}/status.json, or: weir status --admin {_admin_url(config)}\n", soft_wrap=True
+    )
     console.print(
         f"curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {key}' "
         f"-H 'Content-Type: application/json' -d '{body}'\n",
