@@ -129,6 +129,7 @@ class Session:
         """Go on under the accounts of a new window. What was charged stays where it was, and is no longer refunded."""
         self.hold.close()
         self.hold = hold
+        self.over = None  # it was an account of the window that has ended
         self.renewed = True
 
     def part(self, tick: int) -> None:
