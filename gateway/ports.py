@@ -147,8 +147,12 @@ class UpstreamResponse(Protocol):
 class Upstream(Protocol):
     """One backend."""
 
-    def request(self, *, method: str, path: str, body: bytes) -> AbstractAsyncContextManager[UpstreamResponse]:
+    def request(
+        self, *, method: str, path: str, body: bytes, stream: bool
+    ) -> AbstractAsyncContextManager[UpstreamResponse]:
         """Send a request whose every byte the gateway made. Entering raises `UpstreamFailed`; leaving closes what is open.
+
+        An unstreamed answer has no first byte before it is whole, so only its total deadline applies.
 
         Cancelling inside, or leaving before the body ended, aborts the backend's work on it.
         """

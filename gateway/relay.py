@@ -269,7 +269,7 @@ class Relay:
     async def _exchange(self, session: Session, upstream: Upstream) -> None:
         call = session.call
         async with upstream.request(
-            method=call.upstream_method, path=call.upstream_path, body=call.upstream_body
+            method=call.upstream_method, path=call.upstream_path, body=call.upstream_body, stream=call.stream
         ) as response:
             if response.status not in (200, 202):
                 await self._rejected(session, response)

@@ -46,23 +46,23 @@ class HttpUpstream:
             trust_env=False,
             headers=_HEADERS,
             skip_auto_headers=("Accept",),
-            # The socket timer is aiohttp's own, one for the whole connection: it waits for the first byte here, and
-            # for the next one once the headers are in.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.first_byte_s),
+            # aiohttp's own socket timer begins when the head is in: it waits for the next byte of the body.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=None),
             read_bufsize=READ_BUFFER_BYTES,
             max_line_size=HEADER_LINE_BYTES_MAX,
             max_field_size=HEADER_LINE_BYTES_MAX,
         )
         self._urls: dict[str, URL] = {}
 
-    def request(self, *, method: str, path: str, body: bytes) -> HttpExchange:
+    def request(self, *, method: str, path: str, body: bytes, stream: bool) -> HttpExchange:
         """See `Upstream.request`."""
         url = self._urls.get(path)
         if url is None:
             url = URL(self._base + path)
             if len(self._urls) < URLS_KEPT_MAX:
                 self._urls[path] = url
-        return HttpExchange(self._session, method, url, body, timeouts=self._timeouts)
+        wait_s = self._timeouts.first_byte_s if stream else self._timeouts.total_s
+        return HttpExchange(self._session, method, url, body, timeouts=self._timeouts, wait_s=wait_s)
 
     async def reachable(self) -> bool:
         """See `Upstream.reachable`."""
@@ -81,22 +81,23 @@ class HttpUpstream:
 class HttpExchange:
     """One request and its response, as a context."""
 
-    __slots__ = ("_body", "_method", "_response", "_session", "_timeouts", "_url")
+    __slots__ = ("_body", "_method", "_response", "_session", "_timeouts", "_url", "_wait_s")
 
     def __init__(
-        self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes, *, timeouts: Timeouts
+        self, session: aiohttp.ClientSession, method: str, url: URL, body: bytes, *, timeouts: Timeouts, wait_s: float
     ) -> None:
         self._session = session
         self._method = method
         self._url = url
         self._body = body
         self._timeouts = timeouts
+        self._wait_s = wait_s  # for the head
         self._response: aiohttp.ClientResponse
 
     async def __aenter__(self) -> HttpResponse:
         try:
             # aiohttp's timer starts again with every byte: of an endless head, of endless interim responses.
-            async with asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s):
+            async with asyncio.timeout(self._timeouts.connect_s + self._wait_s):
                 response = await self._session.request(
                     self._method, self._url, data=self._body or None, allow_redirects=False
                 )
@@ -114,6 +115,7 @@ class HttpExchange:
         protocol = response.connection.protocol if response.connection is not None else None
         if protocol is not None:
             protocol.read_timeout = self._timeouts.idle_s
+            protocol.start_timeout()
             if protocol.closed is not None:
                 protocol.closed.add_done_callback(partial(_tell_reader, response.content))
         return HttpResponse(response)

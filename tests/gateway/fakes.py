@@ -142,7 +142,7 @@ class Upstream:
         self.left_early = False
 
     @contextlib.asynccontextmanager
-    async def request(self, *, method: str, path: str, body: bytes):
+    async def request(self, *, method: str, path: str, body: bytes, stream: bool):
         self.trace.append(("ask", path))
         fields = json.loads(body) if body else {}
         self.asked.append(fields)
