@@ -20,6 +20,7 @@ from tests.e2e.backend import (
     finish_event,
     raw,
     response,
+    say,
     stream,
     text_event,
     whole_body,
@@ -402,3 +403,15 @@ def test_failures_are_counted_by_kind_and_never_by_the_backends_words(impatient:
     assert MARKER.lower().encode() not in impatient.admin("/metrics")[1].lower()
     assert MARKER not in (impatient.directory / "gateway.log").read_text()
     assert MARKER not in json.dumps(impatient.audit())
+
+
+@pytest.mark.parametrize(("streamed", "status"), [(False, 200), (True, 504)])
+def test_only_a_stream_must_begin_soon_because_an_unstreamed_answer_comes_whole(
+    impatient: Gateway, backend: Backend, streamed: bool, status: int
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await asyncio.sleep(2 * TIMEOUT_S)
+        await say("Late, but whole.")(exchange)
+
+    backend.script = script
+    assert impatient.ask(stream=streamed).status == status
