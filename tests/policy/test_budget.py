@@ -208,3 +208,19 @@ def test_periods_align_to_the_epoch_and_begin_at_their_first_instant(now_s, expe
 def test_a_lifetime_has_one_period_that_never_ends():
     lifetime = Window(name="lifetime", duration_s=None)
     assert period_of(lifetime, now_s=0) == period_of(lifetime, now_s=4e9) == ("ever", None)
+
+
+def test_a_refund_goes_back_to_every_account_that_was_charged_and_may_leave_again():
+    purse = Purse()
+    accounts = (account("a"), account("b"))
+    for each in accounts:
+        purse.credit(each.id, 100)
+    hold = purse.reserve(accounts, 80)
+    assert hold is not None
+    hold.charge(60)
+    hold.close()
+    hold.refund(45)
+    assert [purse.balance_bits(each.id) for each in accounts] == [85, 85]
+    assert hold.charged_bits == 15
+    with pytest.raises(ValueError, match="refund of 16 bits"):
+        hold.refund(16)
