@@ -111,11 +111,3 @@ def release_bits(release: Release, *, tools_declared: int) -> int:
     else:
         bits = piece_bits(idle_ticks=release.idle_ticks, quanta=release.quanta, text_bytes=text_bytes)
     return bits + switch_bits(release)
-
-
-def silence_bits_max(*, ticks_max: int) -> int:
-    """What any one event may cost beyond its bytes, given that no answer lasts longer than `ticks_max` ticks.
-
-    Reserved before the backend is contacted, so that an answer can always be ended honestly.
-    """
-    return slot_bits(ticks_max) + 1 + max(OUTCOME_BITS.values()) + 3 + elias_delta_bits(1)

@@ -29,7 +29,6 @@ ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it t
 TOOL_CALLS_MAX = 64
 TOOL_ARGUMENTS_BYTES_MAX = 1024 * 1024  # of one call as the backend spells it; its canonical form counts as text
 TOKENS_REPORTED_MAX = 2**31 - 1  # usage integers beyond this are garbage
-UPSTREAM_HEADER_BYTES_MAX = 16 * 1024
 EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest in use have 4096
 
 # What leaves.

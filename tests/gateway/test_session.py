@@ -363,3 +363,9 @@ async def test_there_is_room_at_once_when_little_waits_or_the_answer_is_over(fak
     session.answer.add(TextDelta("x" * 64))
     session.answer.add(Finish(Outcome.STOP))
     await asyncio.wait_for(session.room(pending_bytes_max=0), 1)
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_empty_ending_never_costs_more_than_what_is_held_back_for_it(outcome):
+    ending = Release(idle_ticks=60_000, quanta=0, text="", ending=Ending(outcome=outcome))
+    assert release_bits(ending, tools_declared=7) <= closing_bits(ticks_max=60_000)

@@ -18,7 +18,6 @@ from policy.codelength import (
     parting_bits,
     piece_bits,
     release_bits,
-    silence_bits_max,
     slot_bits,
     usage_bits,
 )
@@ -200,9 +199,3 @@ def test_prices_by_hand():
     call = ToolCall(name="f", arguments="{}")
     calls = Release(idle_ticks=0, quanta=0, text="", ending=Ending(outcome=Outcome.TOOL_CALLS, tool_calls=(call,)))
     assert release_bits(calls, tools_declared=4) == 3 + 4 + 3 + 1 + 2 + 4 + 16
-
-
-@pytest.mark.parametrize("outcome", Outcome)
-def test_an_empty_ending_never_costs_more_than_the_reserve_for_silence(outcome):
-    ending = Release(idle_ticks=60_000, quanta=0, text="", ending=Ending(outcome=outcome))
-    assert release_bits(ending, tools_declared=7) <= silence_bits_max(ticks_max=60_000)
