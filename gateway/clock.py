@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 
 class SystemClock:
@@ -16,6 +17,14 @@ class SystemClock:
     def monotonic_s(self) -> float:
         """Seconds since boot, suspend included."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def suspended_s(self) -> float:
+        """Seconds of `monotonic_s` that the machine was suspended for."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+    def boot_id(self) -> str:
+        """The kernel's random name of this boot."""
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     async def sleep_until(self, deadline_s: float) -> None:
         """Return at or after `deadline_s`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.record import Entry
+from gateway.record import Entry, Leaf
+from policy.budget import Step
 from policy.refusal import Refused
 
 
@@ -20,25 +21,38 @@ class Clock(Protocol):
     def monotonic_s(self) -> float:
         """Seconds that never step back and include suspend (CLOCK_BOOTTIME)."""
 
+    def suspended_s(self) -> float:
+        """For how long of `monotonic_s` the machine was suspended."""
+
+    def boot_id(self) -> str:
+        """Which boot of which machine this is."""
+
     async def sleep_until(self, deadline_s: float) -> None:
         """Return at or after `deadline_s` on the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountLimit:
-    """An account to be kept, with its limit in bits."""
+    """An account to be kept, with its limit in bits. `step` is set for one step of a sliding window."""
 
     account: str
     limit_bits: int
+    step: Step | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
-    """An account as the store has it. `debited_bits` counts granted leases as spent."""
+    """An account as the store has it. `debited_bits` counts granted leases as spent.
+
+    The steps of a sliding window are accounts, and so is their series, which holds the sum of the steps that still count.
+    """
 
     account: str
-    limit_bits: int
+    limit_bits: int  # what holds now: never below `debited_bits`
     debited_bits: int
+    fence: int = 0  # how many grants the account has seen; a step's grants are counted by its series
+    series: str | None = None  # of a step
+    frozen: bool = False  # the store once forgot grants of this account; nothing is granted until an operator thaws it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +65,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """A lease: the store has debited these bits, durably. `fence` is the highest fence among its accounts."""
+    """A lease: the store has debited these bits, durably."""
 
     lease: str
     bits: Mapping[str, int]
-    fence: int
+    fences: Mapping[str, int]  # the number of this grant, in each account or, for a step, in its series
+    remaining_bits: Mapping[str, int]  # what each account could grant beyond this, when it was answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,36 +81,73 @@ class OverLimit:
     remaining_bits: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseState:
+    """A lease as the store has it, for exports and inquiries."""
+
+    lease: str
+    holder: str
+    codes: str  # digest of the code set that its bits are counted under
+    granted_at: str  # RFC 3339, by the store's clock
+    bits: Mapping[str, int]
+    returned_bits: Mapping[str, int]  # of the accounts that are closed; the others are spent and may yet be returned
+
+
 class LedgerUnavailable(Exception):
     """The store did not answer, or its answer cannot be trusted. Whatever was asked counts as spent."""
+
+
+class AccountFrozen(LedgerUnavailable):
+    """The store has forgotten grants of this account before, so nothing is granted until an operator thaws it."""
 
 
 class Ledger(Protocol):
     """Durable accounts. A grant is a spend: after a crash the store already says at least what left.
 
-    All methods raise `LedgerUnavailable`. Bits are non-negative integers below 2**63.
+    Every method that changes something is durable on return, and may be repeated: a reply can get lost. Operations of one
+    account happen one after the other, in the order in which the store took them. All methods raise `LedgerUnavailable`,
+    after which it is unknown whether anything happened. Bits are non-negative integers below 2**63.
     """
 
     async def register(self, limits: Sequence[AccountLimit]) -> Sequence[str]:
         """Make accounts known, or change their limits; usage is never touched. Returns the accounts whose limit was raised.
 
-        A limit set below what is already debited stays at the debited figure, so that `debited <= limit` always holds.
+        A limit set below what is already debited stays at the debited figure, so that `debited <= limit` always holds, and
+        follows it down as leases are closed. A step's limit is its series' limit. What `raised` compares is what was set.
         """
 
     async def grant(self, *, lease: str, holder: str, wanted: Mapping[str, Wanted]) -> Granted | OverLimit:
-        """Debit every account or none, at least `least_bits` and at most `most_bits` each. Durable on return.
+        """Debit every account or none, at least `least_bits` and at most `most_bits` each.
 
         Idempotent by `lease`, an id made by the holder: asking again returns what was granted the first time.
+        Raises `KeyError` for an account that is not registered, and `AccountFrozen`. A step more than one behind the newest
+        of its series is refused with `LedgerUnavailable`: that holder's clock is wrong.
         """
 
-    async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> bool:
-        """Give back what provably did not leave. Takes effect once; False if the lease was closed before or is not the holder's.
+    async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
+        """Close the named accounts of a lease and give back what provably did not leave. Nobody but the holder ever does.
 
-        Raises `ValueError` if more is returned than was granted. Nobody but the holder ever closes a lease.
+        Each account of a lease is closed once. Returns those that this call closed; they are empty if the holder is another.
+        Raises `ValueError`, and closes nothing, if more is returned than was granted.
         """
 
-    async def states(self) -> Sequence[AccountState]:
-        """All accounts, by id."""
+    async def beat(self, holder: str) -> int:
+        """This holder lives. Returns how many have said so within the last `HOLDER_S`, itself included."""
+
+    async def states(self, accounts: Collection[str] | None = None) -> Sequence[AccountState]:
+        """These accounts and the series of the steps among them, or all; by id. Those that are not registered are left out."""
+
+    async def freeze(self, fences: Mapping[str, int]) -> None:
+        """Grant nothing from these accounts any more: each was seen at this fence, and the store has forgotten."""
+
+    async def thaw(self, account: str, *, lost_bits: int) -> bool:
+        """An operator's act: debit what the store forgot, up to the limit, and let grants go on. False if it was not frozen.
+
+        The fence goes on above the one that `freeze` named.
+        """
+
+    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
+        """Leases by id, beginning after `after`."""
 
     async def close(self) -> None:
         """Finish what was begun and let go of the store."""
@@ -110,6 +162,9 @@ class AuditLog(Protocol):
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """On return the entries are durable, in order, after all earlier ones. Raises `AuditFailed`; never retry."""
+
+    def recent(self) -> Iterator[Leaf]:
+        """What was on the record when this log was opened: oldest first, from a moment at least `RECENT_S` before its end."""
 
     async def close(self) -> None:
         """Let go of the files."""

@@ -17,8 +17,9 @@ class Leaf(Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class Started(Leaf, frozen=True, kw_only=True, tag="started"):
-    """The gateway began to serve under this policy."""
+    """A process began to serve under this policy, as this holder of leases."""
 
+    holder: str
     version: str
     policy: str
     codes: str
@@ -26,7 +27,23 @@ class Started(Leaf, frozen=True, kw_only=True, tag="started"):
 
 
 class Stopped(Leaf, frozen=True, kw_only=True, tag="stopped"):
-    """The gateway drained and closed its leases. A log without it tells of a crash."""
+    """The process drained and closed its leases. A holder without it has crashed, or forfeited them."""
+
+    holder: str
+
+
+class Recovered(Leaf, frozen=True, kw_only=True, tag="recovered"):
+    """What this holder left behind was given back, as far as the log proves that it did not leave; it is not to be done again."""
+
+    holder: str
+
+
+class Forfeited(Leaf, frozen=True, kw_only=True, tag="forfeited"):
+    """A holder dropped all its leases and goes on as `successor`: its clock had jumped, or its machine had slept."""
+
+    holder: str
+    successor: str
+    cause: str
 
 
 class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
@@ -37,28 +54,62 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
 
 
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
-    """The ledger debited these bits for this process."""
+    """The ledger debited these bits for this holder."""
 
     lease: str
+    holder: str
     bits: dict[str, int]
+    fences: dict[str, int]
 
 
 class LeaseClosed(Leaf, frozen=True, kw_only=True, tag="lease_closed"):
     """These bits of a lease did not leave and go back. Recorded before the ledger is told: a crash between over-counts."""
 
     lease: str
+    holder: str
     returned: dict[str, int]
+
+
+class Fences(Leaf, frozen=True, kw_only=True, tag="fences"):
+    """The highest fence seen of every account in use. A store that later shows a lower one has forgotten grants."""
+
+    fences: dict[str, int]
+
+
+class Frozen(Leaf, frozen=True, kw_only=True, tag="frozen"):
+    """The store showed lower fences than before, so nothing is granted from these accounts until an operator thaws them."""
+
+    seen: dict[str, int]
+    shown: dict[str, int]
+
+
+class Tally(Leaf, frozen=True, kw_only=True, tag="tally"):
+    """What a holder had at this place of the log, so that recovery need not read further back."""
+
+    holder: str
+    unspent_bits: dict[str, int]  # granted, and neither charged nor given back
+    leases: dict[str, dict[str, int]]  # that are open: bits by account
+    answers: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]  # that are open: accounts, and the answers that they bear
 
 
 class Opened(Leaf, frozen=True, kw_only=True, tag="opened"):
     """A request was admitted and is about to reach a backend."""
 
     answer: str
+    holder: str
+    accounts: tuple[str, ...]  # that bear its charges
     tenant: str
     model: str
     route: str
     seed: int
     request_bytes: int
+
+
+class Renewed(Leaf, frozen=True, kw_only=True, tag="renewed"):
+    """A budget's window ended during an answer: from here on these accounts bear its charges."""
+
+    answer: str
+    accounts: tuple[str, ...]
 
 
 class Released(Leaf, frozen=True, kw_only=True, tag="released"):
@@ -77,12 +128,13 @@ class Closed(Leaf, frozen=True, kw_only=True, tag="closed"):
 
     answer: str
     outcome: str | None
+    parting_bits: int  # charged now, for the silence since the last release
     text_bytes: int
     charged_bits: int
 
 
 class Settled(Leaf, frozen=True, kw_only=True, tag="settled"):
-    """What a closed answer costs under the cheapest code. The difference to its raw charge went back to the purse."""
+    """What a closed answer costs under the cheapest code. The difference went back to the accounts that bear its charges."""
 
     answer: str
     code: str
@@ -94,6 +146,26 @@ class Refusals(Leaf, frozen=True, kw_only=True, tag="refusals"):
     """How many requests were refused since the last such leaf, by reason."""
 
     counts: dict[str, int]
+
+
+AnyLeaf = (
+    Started
+    | Stopped
+    | Recovered
+    | Forfeited
+    | PolicyLoaded
+    | LeaseGranted
+    | LeaseClosed
+    | Fences
+    | Frozen
+    | Tally
+    | Opened
+    | Renewed
+    | Released
+    | Closed
+    | Settled
+    | Refusals
+)
 
 
 @dataclass(frozen=True, slots=True)

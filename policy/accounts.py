@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from policy.budget import Account, period_of
+from policy.budget import Account, Step, period_of
 from policy.rules import Model, Policy, Tenant, Window
 
 
@@ -77,12 +77,15 @@ def _part(limit_bits: int, share: Fraction) -> int:
 
 
 def _account(owner: str, name: str, window: Window, limit_bits: int, now_s: float, suffix: str = "") -> Account:
-    period, expires_s = period_of(window, now_s=now_s)
+    period = period_of(window, now_s=now_s)
+    number, expires_s = period if period is not None else ("ever", None)
+    series = f"{owner}:{name}{suffix}/{window.name}"
     return Account(
-        id=f"{owner}:{name}{suffix}/{window.name}/{period}",
+        id=f"{series}/{number}",
         owner=owner,
         name=name,
         window=window,
         limit_bits=limit_bits,
         expires_s=expires_s,
+        step=Step(series=series, number=int(number), steps=window.steps) if window.sliding else None,
     )

@@ -13,8 +13,23 @@ from policy.rules import Window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A part of a sliding window. The steps of a series that lie within any one window are held against one limit.
+
+    A window of any position touches at most so many steps, one of them in part, so what leaves in it is never under-counted.
+    """
+
+    series: str  # the account of the whole window
+    number: int
+    steps: int  # how many count together, up to the newest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """One budget in one period. `id` names both, so that a new period is a new account."""
+    """One budget in one period. `id` names both, so that a new period is a new account.
+
+    A sliding window is a series of short periods, each an account that ends with its step.
+    """
 
     id: str
     owner: str  # "model" or "tenant", for metrics and messages
@@ -22,14 +37,24 @@ class Account:
     window: Window
     limit_bits: int
     expires_s: int | None  # wall clock, when the period ends; None for a lifetime
+    step: Step | None = None  # for a sliding window
+
+    @property
+    def counted_in(self) -> str:
+        """The id under which the store counts what is spent."""
+        return self.id if self.step is None else self.step.series
 
 
-def period_of(window: Window, *, now_s: float) -> tuple[str, int | None]:
-    """The name of the current period and the wall-clock second at which it ends. Periods align to the Unix epoch."""
+def period_of(window: Window, *, now_s: float) -> tuple[int, int] | None:
+    """The number of the current period and the wall-clock second at which it ends. Periods align to the Unix epoch.
+
+    None for a lifetime. The periods of a sliding window are its steps.
+    """
     if window.duration_s is None:
-        return "ever", None
-    index = int(now_s // window.duration_s)
-    return str(index), (index + 1) * window.duration_s
+        return None
+    period_s = window.step_s if window.sliding else window.duration_s
+    index = int(now_s // period_s)
+    return index, (index + 1) * period_s
 
 
 class Purse:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from policy.quantity import SLIDING
 from policy.rules import Model, Policy, Window
 from policy.weights import theft_bits
 
@@ -142,12 +143,12 @@ def _days_at_caps(needed: int, caps: tuple[Cap, ...]) -> Fraction | None:
 
 
 def _days_at_least(needed: int, caps: tuple[Cap, ...]) -> Fraction:
-    """No thief is faster. Windows are calendar windows, so the first and the last may be used up within a moment
-    at their edges; only the windows between them must pass in full. That makes it up to two windows less than
-    the even rate would give.
+    """No thief is faster. Of calendar windows the first and the last may be used up within a moment at their edges; only the
+    windows between them must pass in full. That makes it up to two windows less than the even rate would give. Of a window
+    that slides, the first may be used up within a moment; every other takes its whole length.
     """
     spans = [
-        (-(-needed // cap.limit_bits) - 2) * Fraction(cap.window.duration_s, DAY_S)
+        (-(-needed // cap.limit_bits) - (1 if cap.window.sliding else 2)) * Fraction(cap.window.duration_s, DAY_S)
         for cap in caps
         if cap.window.duration_s is not None
     ]
@@ -164,7 +165,9 @@ def _honest(meters: tuple[str, ...], caps: tuple[Cap, ...]) -> tuple[HonestUse, 
 def _transcripts(model: str, cap: Cap) -> str:
     """C1."""
     when = "Since this ledger began"
-    if cap.window.duration_s is not None:
+    if cap.window.sliding:
+        when = f"In any span of {cap.window.name.removeprefix(SLIDING)}, whenever it begins"
+    elif cap.window.duration_s is not None:
         when = f"In any one window of {cap.window.name} (aligned to the Unix epoch)"
     return (
         f"{when}, everything released by {model} to all tenants together was one of at most 2^{cap.limit_bits} "

@@ -149,7 +149,7 @@ _Boolean = Annotated[
 ]
 _Address = Annotated[rules.Address, _value(address), _STRING]
 _Upstream = Annotated[str, _value(upstream), _pattern("^(http://.+:[0-9]+|unix:/.+)$")]
-_Window = Annotated[rules.Window, _value(quantity.window), _pattern(f"^lifetime$|{quantity.DURATION_PATTERN}")]
+_Window = Annotated[rules.Window, _value(quantity.window), _pattern(f"^lifetime$|{quantity.WINDOW_PATTERN}")]
 _PercentageOrNone = Annotated[Fraction | None, _value(quantity.percentage), _pattern(quantity.PERCENTAGE_PATTERN)]
 _DurationOrNone = Annotated[int | None, _value(quantity.whole_duration_s), _pattern(quantity.DURATION_PATTERN)]
 _Timeout = Annotated[float, _value(_timeout_s), _pattern(quantity.DURATION_PATTERN)]
@@ -248,7 +248,7 @@ class WeightsForm(_Form):
 
 
 class ModelBudgetForm(_Form):
-    window: _Window = Field(description="lifetime, or a fixed calendar window in UTC such as 1d")
+    window: _Window = Field(description="lifetime, a fixed calendar window in UTC such as 1d, or one that moves such as sliding 1d")
     fraction: _PercentageOrNone = Field(None, description="Share of W that may leave in the window")
     time_to_theft: _DurationOrNone = Field(None, description="How long W must take to leave at this rate")
     bytes: _BitsOrNone = Field(None, description="Absolute limit, for example 20MiB")
@@ -260,7 +260,7 @@ class ModelBudgetForm(_Form):
 
 
 class TenantBudgetForm(_Form):
-    window: _Window = Field(description="lifetime, or a fixed calendar window in UTC such as 1d")
+    window: _Window = Field(description="lifetime, a fixed calendar window in UTC such as 1d, or one that moves such as sliding 1d")
     bytes: _Bits = Field(description="Absolute limit, for example 20MiB")
 
     def rule(self) -> rules.TenantBudget:
@@ -412,5 +412,5 @@ class PolicyForm(_Form):
         return replace(draft, digest=rules_digest(draft))
 
 
-def _by_length(budget: rules.ModelBudget | rules.TenantBudget) -> int:
-    return budget.window.duration_s or 0
+def _by_length(budget: rules.ModelBudget | rules.TenantBudget) -> tuple[int, bool]:
+    return budget.window.duration_s or 0, budget.window.sliding

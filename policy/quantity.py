@@ -27,15 +27,18 @@ BYTES = {
 }  # fmt: skip
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
+SLIDING = "sliding "  # before the duration of a window
 CODE_PATTERN = r"^[0-9a-fA-F]{64}$"
 DIGEST_PATTERN = r"^sha256:([0-9a-fA-F]{64})$"
 PERCENTAGE_PATTERN = rf"^({_DECIMAL})%$"
 DURATION_PATTERN = rf"^({_DECIMAL})({'|'.join(SECONDS)})$"
+WINDOW_PATTERN = rf"^(?:{SLIDING})?({_DECIMAL})({'|'.join(SECONDS)})$"
 BYTES_PATTERN = rf"^({_DECIMAL})({'|'.join(BYTES)})$"
 COUNT_PATTERN = rf"^({_DECIMAL})(?:[eE]\+?([0-9]{{1,2}}))?([KMBT]?)$"
 RATIO_PATTERN = rf"^({_DECIMAL})$"
 
 WINDOW_SECONDS_MAX = int(100 * SECONDS["y"])  # nobody's policy outlives a century; keeps budgets in sane integers
+SLIDING_SECONDS_MIN = 3600  # its steps are then minutes long; with shorter ones, answers would cross several
 PARAMETERS_MAX = 10**15  # a thousand times the largest model known
 ANSWER_TOKENS_MAX = 1_000_000  # the longest contexts that are sold
 COMPRESSION_MAX = 10**6  # beyond this the "weights" left are smaller than an answer
@@ -74,13 +77,18 @@ def whole_duration_s(text: str) -> int:
 
 
 def window(text: str) -> Window:
-    """`lifetime`, or a duration, named the same however it was spelled: `24h` is `1d`."""
+    """`lifetime`, or a duration, named the same however it was spelled: `24h` is `1d`. `sliding 1d` moves with the clock."""
     if text == "lifetime":
         return Window(name=text, duration_s=None)
-    if not re.fullmatch(DURATION_PATTERN, text):
-        raise ValueError(f"{quoted(text)} is not a window; write lifetime, 1d, 1h or another duration")
-    seconds = whole_duration_s(text)
-    return Window(name=_canonical_duration(seconds), duration_s=seconds)
+    match = re.fullmatch(WINDOW_PATTERN, text)
+    if match is None:
+        raise ValueError(f"{quoted(text)} is not a window; write lifetime, 1d, sliding 1d or another duration")
+    seconds = whole_duration_s(text.removeprefix(SLIDING))
+    sliding = text.startswith(SLIDING)
+    if sliding and seconds < SLIDING_SECONDS_MIN:
+        raise ValueError(f"{quoted(text)} must be at least one hour; write for example sliding 1h or sliding 1d")
+    name = _canonical_duration(seconds)
+    return Window(name=f"{SLIDING}{name}" if sliding else name, duration_s=seconds, sliding=sliding)
 
 
 def _canonical_duration(seconds: int) -> str:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
 
+SLIDING_STEPS = 24  # an hour of a day: a sliding window over-counts by at most two of these
 ANSWER_TOKENS_MAX = 4096
 ANSWER_TOKENS_DEFAULT = 512
 AUDIT_DIRECTORY = "./var/audit"
@@ -45,14 +46,29 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A fixed calendar window, aligned to the Unix epoch; or the whole life of the ledger."""
+    """A fixed calendar window, aligned to the Unix epoch; one that slides with the clock; or the whole life of the ledger."""
 
-    name: str  # "lifetime", or the canonical duration: "1d" however it was spelled
+    name: str  # "lifetime", or the canonical duration: "1d" however it was spelled, "sliding 1d" if it slides
     duration_s: int | None  # None = lifetime
+    sliding: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if (self.duration_s is None) != (self.name == "lifetime") or self.duration_s == 0:
             raise ValueError("a window is either the lifetime or at least one second long")
+        if self.sliding and self.duration_s is None:
+            raise ValueError("a lifetime does not slide")
+
+    @property
+    def step_s(self) -> int:
+        """How far a sliding window moves at a time: a twenty-fourth of its length, rounded up."""
+        assert self.duration_s is not None
+        return -(-self.duration_s // SLIDING_STEPS)
+
+    @property
+    def steps(self) -> int:
+        """How many steps count together: all that a window of any position touches, and one for gateways' clocks to differ."""
+        assert self.duration_s is not None
+        return -(-self.duration_s // self.step_s) + 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,22 +4,41 @@ import asyncio
 
 import pytest
 
+from gateway.clock import SystemClock
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.sqlite import SqliteLedger
-from gateway.ports import AccountLimit, AccountState, Granted, OverLimit, Wanted
+from gateway.ports import AccountFrozen, AccountLimit, AccountState, Granted, LedgerUnavailable, OverLimit, Wanted
+from policy.budget import Step
 
 BIG = 2**62
+STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def ledger(request, tmp_path):
-    made = MemoryLedger() if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
+    made = MemoryLedger(clock=SystemClock()) if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
     yield made
     await made.close()
 
 
 async def register(ledger, **limits):
     return await ledger.register([AccountLimit(account=name, limit_bits=bits) for name, bits in limits.items()])
+
+
+async def register_step(ledger, number, *, limit_bits=100):
+    """Step `number` of the series `s`, as the account `s<number>`."""
+    step = Step(series="s", number=number, steps=STEPS)
+    return await ledger.register([AccountLimit(account=f"s{number}", limit_bits=limit_bits, step=step)])
+
+
+async def slide(ledger, number, bits, *, lease=None):
+    """Grant `bits` of step `number`."""
+    await register_step(ledger, number)
+    return await grant(ledger, lease=lease or f"step{number}:{bits}", **{f"s{number}": bits})
+
+
+async def state(ledger, account):
+    return next(state for state in await ledger.states([account]) if state.account == account)
 
 
 async def grant(ledger, lease="l1", holder="h", **wanted):
@@ -66,7 +85,7 @@ async def test_asking_again_with_the_same_lease_returns_the_first_grant_and_debi
     await register(ledger, a=100)
     first = await grant(ledger, a=(10, 40))
     again = await grant(ledger, a=(50, 60))
-    assert (again.lease, dict(again.bits), again.fence) == (first.lease, dict(first.bits), first.fence)
+    assert (again.lease, dict(again.bits), dict(again.fences)) == (first.lease, dict(first.bits), dict(first.fences))
     assert await debited(ledger) == {"a": 40}
 
 
@@ -76,11 +95,17 @@ async def test_a_refused_lease_id_may_be_used_again(ledger):
     assert isinstance(await grant(ledger, a=5), Granted)
 
 
-async def test_fences_only_ever_go_up(ledger):
+async def test_every_grant_of_an_account_has_the_next_fence(ledger):
     await register(ledger, a=100, b=100)
-    fences = [(await grant(ledger, lease=f"l{n}", a=1)).fence for n in range(5)]
-    assert fences == sorted(set(fences))
-    assert (await grant(ledger, lease="both", a=1, b=1)).fence > fences[-1]
+    assert [dict((await grant(ledger, lease=f"l{n}", a=1)).fences) for n in range(3)] == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert dict((await grant(ledger, lease="both", a=1, b=1)).fences) == {"a": 4, "b": 1}
+    await ledger.close_lease(lease="both", holder="h", returned={"a": 1, "b": 1})
+    assert [state.fence for state in await ledger.states()] == [4, 1]
+
+
+async def test_a_grant_says_what_is_left(ledger):
+    await register(ledger, a=100, b=50)
+    assert dict((await grant(ledger, a=30, b=(1, 80))).remaining_bits) == {"a": 70, "b": 0}
 
 
 async def test_a_grant_of_an_account_that_nobody_registered_is_a_key_error_and_debits_nothing(ledger):
@@ -93,9 +118,17 @@ async def test_a_grant_of_an_account_that_nobody_registered_is_a_key_error_and_d
 async def test_what_did_not_leave_goes_back_once(ledger):
     await register(ledger, a=100, b=100)
     await grant(ledger, a=50, b=60)
-    assert await ledger.close_lease(lease="l1", holder="h", returned={"a": 20, "b": 60})
+    assert set(await ledger.close_lease(lease="l1", holder="h", returned={"a": 20, "b": 60})) == {"a", "b"}
     assert await debited(ledger) == {"a": 30, "b": 0}
     assert not await ledger.close_lease(lease="l1", holder="h", returned={"a": 20, "b": 60})
+    assert await debited(ledger) == {"a": 30, "b": 0}
+
+
+async def test_the_accounts_of_a_lease_are_closed_one_by_one_and_each_once(ledger):
+    await register(ledger, a=100, b=100)
+    await grant(ledger, a=50, b=60)
+    assert list(await ledger.close_lease(lease="l1", holder="h", returned={"a": 20})) == ["a"]
+    assert list(await ledger.close_lease(lease="l1", holder="h", returned={"a": 50, "b": 60})) == ["b"]
     assert await debited(ledger) == {"a": 30, "b": 0}
 
 
@@ -105,7 +138,7 @@ async def test_nobody_but_the_holder_closes_a_lease(ledger):
     assert not await ledger.close_lease(lease="l1", holder="other", returned={"a": 50})
     assert not await ledger.close_lease(lease="unknown", holder="h", returned={})
     assert await debited(ledger) == {"a": 50}
-    assert await ledger.close_lease(lease="l1", holder="h", returned={})
+    assert await ledger.close_lease(lease="l1", holder="h", returned={"a": 0})
     assert await debited(ledger) == {"a": 50}
 
 
@@ -124,7 +157,7 @@ async def test_limits_go_up_and_down_without_touching_usage(ledger):
     await grant(ledger, a=40)
     for limit in (1000, 60, 41):
         await register(ledger, a=limit)
-        assert await ledger.states() == [AccountState(account="a", limit_bits=limit, debited_bits=40)]
+        assert await ledger.states() == [AccountState(account="a", limit_bits=limit, debited_bits=40, fence=1)]
     assert await grant(ledger, lease="l2", a=2) == OverLimit(account="a", remaining_bits=1)
 
 
@@ -132,8 +165,131 @@ async def test_a_limit_below_what_is_debited_stays_at_that(ledger):
     await register(ledger, a=100)
     await grant(ledger, a=40)
     await register(ledger, a=10)
-    assert await ledger.states() == [AccountState(account="a", limit_bits=40, debited_bits=40)]
+    assert await ledger.states() == [AccountState(account="a", limit_bits=40, debited_bits=40, fence=1)]
     assert isinstance(await grant(ledger, lease="l2", a=1), OverLimit)
+
+
+async def test_a_limit_that_was_lowered_below_what_is_debited_follows_it_down(ledger):
+    await register(ledger, a=100)
+    await grant(ledger, a=40)
+    await register(ledger, a=10)
+    await ledger.close_lease(lease="l1", holder="h", returned={"a": 25})
+    assert await ledger.states() == [AccountState(account="a", limit_bits=15, debited_bits=15, fence=1)]
+    assert isinstance(await grant(ledger, lease="l2", a=1), OverLimit)
+    assert await register(ledger, a=20) == ["a"]
+    assert isinstance(await grant(ledger, lease="l2", a=5), Granted)
+
+
+async def test_states_of_named_accounts_leave_out_the_others(ledger):
+    await register(ledger, a=1, b=2, c=3)
+    assert [state.account for state in await ledger.states(["c", "unknown", "a"])] == ["a", "c"]
+
+
+async def test_what_is_spent_in_any_window_that_slides_stays_below_its_limit(ledger):
+    assert isinstance(await slide(ledger, 10, 60), Granted)
+    assert isinstance(await slide(ledger, 11, 30), Granted)
+    assert await slide(ledger, 12, 11) == OverLimit(account="s12", remaining_bits=10)
+    assert dict((await slide(ledger, 12, (1, 50))).bits) == {"s12": 10}
+    assert (await state(ledger, "s")).debited_bits == 100
+    assert dict((await slide(ledger, 13, (1, 70))).bits) == {"s13": 60}  # what was spent in step 10 counts no more
+    assert {name: bits for name, bits in (await debited(ledger)).items() if name != "s"} == {
+        "s10": 60, "s11": 30, "s12": 10, "s13": 60,
+    }  # fmt: skip
+    assert dict((await slide(ledger, 40, (1, 500))).bits) == {"s40": 100}
+
+
+async def test_a_step_is_counted_by_its_series(ledger):
+    await register_step(ledger, 7)
+    granted = await grant(ledger, s7=40)
+    assert (dict(granted.fences), dict(granted.remaining_bits)) == ({"s": 1}, {"s7": 60})
+    states = {state.account: (state.debited_bits, state.series, state.fence) for state in await ledger.states(["s7"])}
+    assert states == {"s": (40, None, 1), "s7": (40, "s", 0)}
+
+
+async def test_what_a_step_gives_back_may_be_spent_again_while_it_counts_and_not_twice_when_it_does_not(ledger):
+    await slide(ledger, 10, 60, lease="early")
+    await slide(ledger, 11, 30, lease="late")
+    await ledger.close_lease(lease="late", holder="h", returned={"s11": 20})
+    assert (await state(ledger, "s")).debited_bits == 70
+    await slide(ledger, 13, 5)
+    assert (await state(ledger, "s")).debited_bits == 15
+    await ledger.close_lease(lease="early", holder="h", returned={"s10": 60})
+    assert (await state(ledger, "s")).debited_bits == 15
+    assert (await state(ledger, "s10")).debited_bits == 0
+
+
+async def test_a_clock_that_is_one_step_behind_is_counted_and_one_further_behind_is_refused(ledger):
+    await slide(ledger, 10, 1)
+    assert isinstance(await slide(ledger, 9, 99), Granted)
+    assert isinstance(await slide(ledger, 10, 1, lease="more"), OverLimit)
+    with pytest.raises(LedgerUnavailable, match="clock"):
+        await slide(ledger, 8, 0)
+
+
+async def test_a_series_has_the_limit_of_its_steps(ledger):
+    assert await register_step(ledger, 1, limit_bits=100) == []
+    assert await register_step(ledger, 2, limit_bits=200) == ["s"]
+    assert await register_step(ledger, 2, limit_bits=200) == []
+    assert await register_step(ledger, 2, limit_bits=50) == []
+    assert isinstance(await grant(ledger, s2=51), OverLimit)
+
+
+async def test_a_frozen_account_grants_nothing_until_it_is_thawed_with_what_was_lost(ledger):
+    await register(ledger, a=100, b=100)
+    await grant(ledger, a=10)
+    await ledger.freeze({"a": 7})
+    for _ in range(2):
+        with pytest.raises(AccountFrozen):
+            await grant(ledger, lease="l2", a=1, b=1)
+    assert (await state(ledger, "a")).frozen
+    assert await debited(ledger) == {"a": 10, "b": 0}
+    assert await ledger.close_lease(lease="l1", holder="h", returned={"a": 5})
+    assert await ledger.thaw("a", lost_bits=30)
+    assert dict((await grant(ledger, lease="l2", a=1, b=1)).fences) == {"a": 9, "b": 1}
+    assert await debited(ledger) == {"a": 36, "b": 1}
+
+
+async def test_a_thaw_takes_no_more_than_the_limit_and_only_of_an_account_that_is_frozen(ledger):
+    await register(ledger, a=100)
+    assert not await ledger.thaw("a", lost_bits=1)
+    assert not await ledger.thaw("unknown", lost_bits=1)
+    await ledger.freeze({"a": 1})
+    assert await ledger.thaw("a", lost_bits=1000)
+    assert await debited(ledger) == {"a": 100}
+
+
+async def test_a_series_is_frozen_for_all_of_its_steps(ledger):
+    await slide(ledger, 1, 10)
+    await ledger.freeze({"s": 2})
+    with pytest.raises(AccountFrozen):
+        await slide(ledger, 2, 10)
+
+
+async def test_a_lease_that_was_granted_before_the_freeze_is_still_told(ledger):
+    await register(ledger, a=100)
+    first = await grant(ledger, a=10)
+    await ledger.freeze({"a": 7})
+    assert dict((await grant(ledger, a=10)).bits) == dict(first.bits)
+
+
+async def test_holders_are_counted_once_each(ledger):
+    assert [await ledger.beat(name) for name in ("one", "two", "one", "three")] == [1, 2, 2, 3]
+
+
+async def test_leases_are_listed_by_id_and_page_by_page(ledger):
+    await register(ledger, a=100, b=100)
+    for name in ("l3", "l1", "l2"):
+        await grant(ledger, lease=name, holder=f"holder of {name}", a=1, b=2)
+    await ledger.close_lease(lease="l2", holder="holder of l2", returned={"b": 1})
+    first, second = await ledger.leases(count_max=2), await ledger.leases(after="l2")
+    assert [lease.lease for lease in (*first, *second)] == ["l1", "l2", "l3"]
+    assert (first[1].holder, dict(first[1].bits), dict(first[1].returned_bits)) == (
+        "holder of l2",
+        {"a": 1, "b": 2},
+        {"b": 1},
+    )
+    assert first[0].granted_at[:3] == "202"
+    assert not first[0].returned_bits
 
 
 async def test_only_limits_that_went_up_are_said_to_be_raised(ledger):
