@@ -164,7 +164,7 @@ class AuditLog(Protocol):
         """On return the entries are durable, in order, after all earlier ones. Raises `AuditFailed`; never retry."""
 
     def recent(self) -> Iterator[Leaf]:
-        """What was on the record when this log was opened: oldest first, from a moment at least `RECENT_S` before its end."""
+        """What is on the record: oldest first, from a moment at least `RECENT_S` before its end."""
 
     async def close(self) -> None:
         """Let go of the files."""
