@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pwd
@@ -17,7 +18,7 @@ from pathlib import Path
 
 START_S_MAX = 30.0
 MISSING = "no PostgreSQL server was found: `make test` installs it, or: apt-get install postgresql"
-SETTINGS = {"listen_addresses": "127.0.0.1", "fsync": "on", "shared_buffers": "16MB", "max_connections": "60"}
+SETTINGS = {"listen_addresses": "127.0.0.1", "shared_buffers": "16MB", "max_connections": "60"}
 USER = "weir"
 
 
@@ -103,14 +104,15 @@ class Postgres:
     def start(self, **settings: str) -> Postgres:
         self.settings |= settings
         options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
-        command = _command(
-            "postgres", "-D", str(self.data), "-p", str(self.port), "-k", str(self.directory), *options
-        )
+        command = _command("postgres", "-D", str(self.data), "-p", str(self.port), "-k", str(self.directory), *options)
         with (self.directory / f"{self.data.name}.log").open("ab") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=output, cwd="/")
         deadline_s = time.monotonic() + START_S_MAX
-        while subprocess.run([binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False).returncode:
-            assert time.monotonic() < deadline_s and self._process.poll() is None, self.log()
+        while subprocess.run(
+            [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False
+        ).returncode:
+            assert time.monotonic() < deadline_s, self.log()
+            assert self._process.poll() is None, self.log()
             time.sleep(0.03)
         return self
 
@@ -173,3 +175,51 @@ class Databases:
         if self._server is not None:
             self._server.stop()
             shutil.rmtree(self._server.directory, ignore_errors=True)
+
+
+class Link:
+    """A TCP link to a port of this host that can stall: connections stay, and nothing passes."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    async def open(self, port: int = 0) -> Link:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def stall(self) -> None:
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        self._flowing.set()
+
+    async def close(self) -> None:
+        """Refuse connections, and break those that there are."""
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self.flow()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, far_writer}
+        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+        self._writers.discard(writer)

@@ -99,9 +99,7 @@ class PostgresLedger:
 
     async def freeze(self, fences: Mapping[str, int]) -> None:
         """See `Ledger.freeze`."""
-        [row] = await self._server.ask(
-            "SELECT weir.freeze($1, $2) AS missing", list(fences), list(fences.values())
-        )
+        [row] = await self._server.ask("SELECT weir.freeze($1, $2) AS missing", list(fences), list(fences.values()))
         if row["missing"] is not None:
             raise KeyError(f"account {row['missing']} is not registered")
 

@@ -170,7 +170,9 @@ class Server:
             raise LedgerUnavailable(f"the ledger's server cannot be relied on: {'; '.join(mistakes)}")
         if link.checked_s is None:
             if found["data_checksums"] != "on":
-                self._log("the ledger's server has no data checksums: initdb --data-checksums, or pg_checksums --enable")
+                self._log(
+                    "the ledger's server has no data checksums: initdb --data-checksums, or pg_checksums --enable"
+                )
             await _migrate(link.connection)
         link.checked_s = asyncio.get_running_loop().time()
 
