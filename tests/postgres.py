@@ -131,11 +131,10 @@ class Postgres:
         self._process.wait()
         self._process = None
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Whatever became of it."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)  # fast shutdown
-            self._process.wait(timeout=START_S_MAX)
-            self._process = None
+            self.kill()
 
     def promote(self) -> None:
         """Make a standby the primary."""
@@ -173,7 +172,7 @@ class Databases:
 
     def close(self) -> None:
         if self._server is not None:
-            self._server.stop()
+            self._server.end()
             shutil.rmtree(self._server.directory, ignore_errors=True)
 
 

@@ -152,7 +152,12 @@ class Server:
         link.connection.terminate()
 
     async def _connect(self) -> _Link:
-        connection = await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=SETTINGS)
+        try:
+            connection = await asyncpg.connect(self._url, timeout=CONNECT_S, server_settings=SETTINGS)
+        except asyncpg.InterfaceError:
+            raise
+        except ValueError:  # it would quote the address, which may hold a password where no policy has read it
+            raise LedgerUnavailable("the ledger's server: its address cannot be read") from None
         link = _Link(connection)
         self._links.add(link)
 

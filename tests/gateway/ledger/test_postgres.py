@@ -433,7 +433,7 @@ def test_a_gateway_says_which_server_it_cannot_reach_without_a_traceback(tmp_pat
     policy = tmp_path / "weir.yaml"
     policy.write_text(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\n"
-        "models: {m: {upstream: 'http://127.0.0.1:1', weights: {parameters: 1e9}, budgets: [{window: 1d, time_to_theft: 1y}]}}\n"
+        "models: {m: {upstream: 'http://127.0.0.1:1', weights: {parameters: 1e9}, theft_compression: 100, budgets: [{window: 1d, time_to_theft: 1y}]}}\n"
         f"tenants: {{t: {{keys: ['sha256:{'0' * 64}'], models: [m]}}}}\n"
         f"audit: {{directory: {tmp_path}/audit}}\n"
         f"ledger: postgresql://weir@127.0.0.1:{free_port()}/weir\n"
