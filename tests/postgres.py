@@ -19,7 +19,7 @@ from pathlib import Path
 START_S_MAX = 30.0
 MISSING = "no PostgreSQL server was found: `make test` installs it, or: apt-get install postgresql"
 SETTINGS = {"listen_addresses": "127.0.0.1", "shared_buffers": "16MB", "max_connections": "60"}
-USER = "weir"
+USER = "postgres"
 
 
 @cache
@@ -76,7 +76,7 @@ def free_port() -> int:
 
 
 class Postgres:
-    """One server in its own directory. Its user is `weir`, a superuser whom it trusts."""
+    """One server in its own directory. Its user is `postgres`, a superuser whom it trusts."""
 
     def __init__(self, directory: Path, *, settings: Mapping[str, str] | None = None, name: str = "data") -> None:
         self.directory = directory

@@ -97,7 +97,7 @@ async def standby(directory, server, link):
     """A standby named s1, which follows through the link."""
     standby = Postgres(directory, name="s1")
     await asyncio.to_thread(standby.copy_of, server.port)
-    follow = f"host=127.0.0.1 port={link.port} user=weir application_name=s1"
+    follow = f"host=127.0.0.1 port={link.port} user=postgres application_name=s1"
     await asyncio.to_thread(standby.start, primary_conninfo=follow)
     yield standby
     standby.end()
@@ -110,7 +110,7 @@ async def opened():
 
     def opened(*servers, **options):
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-        url = f"postgresql://weir@{hosts}/postgres?target_session_attrs=read-write"
+        url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
         ledgers.append(PostgresLedger(url, log=lambda *_: None, **options))
         return ledgers[-1]
 
