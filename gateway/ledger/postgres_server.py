@@ -47,6 +47,7 @@ SELECT current_setting('server_version_num')::integer AS version,
     current_setting('synchronous_commit') AS synchronous_commit,
     current_setting('data_checksums') AS data_checksums,
     current_setting('synchronous_standby_names') AS standby_names,
+    current_setting('client_min_messages') AS client_min_messages,
     current_user AS role,
     (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS standbys,
     pg_has_role('pg_read_all_stats', 'USAGE') AS sees_standbys
@@ -72,6 +73,7 @@ class Server:
         self._idle: list[_Link] = []
         self._running: set[asyncio.Task[Sequence[Row]]] = set()
         self._closed = False
+        self._unchecked_said = False
 
     async def ask(self, statement: str, *arguments: object) -> Sequence[Row]:
         """The answer to one statement, in its own transaction. Raises `LedgerUnavailable`; then anything may have happened."""
@@ -173,11 +175,10 @@ class Server:
         mistakes = list(_mistakes(found, standbys=self._standbys))
         if mistakes:
             raise LedgerUnavailable(f"the ledger's server cannot be relied on: {'; '.join(mistakes)}")
+        if found["data_checksums"] != "on" and not self._unchecked_said:
+            self._unchecked_said = True
+            self._log("the ledger's server has no data checksums: initdb --data-checksums, or pg_checksums --enable")
         if link.checked_s is None:
-            if found["data_checksums"] != "on":
-                self._log(
-                    "the ledger's server has no data checksums: initdb --data-checksums, or pg_checksums --enable"
-                )
             await _migrate(link.connection)
         link.checked_s = asyncio.get_running_loop().time()
 
@@ -194,6 +195,8 @@ def _mistakes(found: Row, *, standbys: int) -> Iterator[str]:
             yield f"{name} is {found[name]}: set {name} = on"
     if found["synchronous_commit"] not in {"on", "remote_apply"}:
         yield f"synchronous_commit is {found['synchronous_commit']}: set synchronous_commit = on, for the role too"
+    if found["client_min_messages"] != "warning":
+        yield "it does not keep the settings of a session: connect to it directly, not through a pooler"
     if standbys == 0:
         return
     awaited = _awaited(found["standby_names"])

@@ -106,6 +106,12 @@ async def test_settings_of_the_role_count(admin, open_ledger):
         await ledger.states()
 
 
+async def test_a_pooler_that_drops_the_settings_of_a_session_is_refused(open_ledger, monkeypatch):
+    monkeypatch.delitem(postgres_server.SETTINGS, "client_min_messages")
+    with pytest.raises(LedgerUnavailable, match="not through a pooler"):
+        await open_ledger().states()
+
+
 async def test_a_server_that_is_too_old_is_refused(open_ledger, monkeypatch):
     monkeypatch.setattr(postgres_server, "VERSION_MIN", 990_000)
     with pytest.raises(LedgerUnavailable, match="15 or later is needed"):
@@ -147,7 +153,9 @@ async def test_a_schema_that_a_newer_program_made_is_refused(ledger, open_ledger
         await open_ledger().states()
 
 
-async def test_a_role_with_only_the_documented_rights_can_work_and_cannot_change_the_books(ledger, open_ledger, admin, url):
+async def test_a_role_with_only_the_documented_rights_can_work_and_cannot_change_the_books(
+    ledger, open_ledger, admin, url
+):
     await admin.execute(
         "CREATE ROLE teller LOGIN; GRANT USAGE ON SCHEMA weir TO teller; GRANT SELECT ON weir.migration TO teller"
     )
@@ -162,7 +170,11 @@ async def test_a_role_with_only_the_documented_rights_can_work_and_cannot_change
     assert len(await teller.leases()) == 1
     assert await debited(teller) == {"a": 10, "b": 9}
     by_hand = await asyncpg.connect(url.replace("postgres@", "teller@"))
-    for statement in ("UPDATE weir.account SET debited_bits = 0", "DELETE FROM weir.lease", "SELECT * FROM weir.account"):
+    for statement in (
+        "UPDATE weir.account SET debited_bits = 0",
+        "DELETE FROM weir.lease",
+        "SELECT * FROM weir.account",
+    ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await by_hand.execute(statement)
     await by_hand.close()
@@ -195,7 +207,11 @@ async def test_every_change_of_a_limit_is_kept_for_good(ledger, admin):
     assert [tuple(row) for row in rows] == [
         ("a", None, 10**9), ("b", None, 10**9), ("a", 10**9, 5), ("a", 5, 7), ("s", None, 3),
     ]  # fmt: skip
-    for statement in ("UPDATE weir.limit_change SET to_bits = 1", "DELETE FROM weir.limit_change", "TRUNCATE weir.limit_change"):
+    for statement in (
+        "UPDATE weir.limit_change SET to_bits = 1",
+        "DELETE FROM weir.limit_change",
+        "TRUNCATE weir.limit_change",
+    ):
         with pytest.raises(asyncpg.RaiseError, match="never changed"):
             await admin.execute(statement)
 
@@ -360,7 +376,11 @@ async def test_a_password_is_never_shown(databases, admin, url, monkeypatch, cap
         for address, environment, fits in (
             (url.replace("postgres@", "guarded:wrong-Secret@"), "", False),
             (url.replace("postgres@", "guarded@"), "wrong-Secret", False),
-            (url.replace("postgres@", "guarded@").replace("127.0.0.1", "127.0.0.1:1:wrong-Secret"), "wrong-Secret", False),
+            (
+                url.replace("postgres@", "guarded@").replace("127.0.0.1", "127.0.0.1:1:wrong-Secret"),
+                "wrong-Secret",
+                False,
+            ),
             (url.replace("postgres@", "guarded@"), "right-Secret", True),
         ):
             monkeypatch.setenv("PGPASSWORD", environment)

@@ -150,7 +150,9 @@ def guarded(ledger, *, fences=()):
     return guard, reports
 
 
-async def test_a_server_that_is_killed_under_load_loses_nothing_and_the_gateways_go_on_without_a_restart(server, opened):
+async def test_a_server_that_is_killed_under_load_loses_nothing_and_the_gateways_go_on_without_a_restart(
+    server, opened
+):
     guards = [guarded(opened(server)) for _ in range(2)]
     fleet = Fleet(*(guard for guard, _ in guards))
     await register(fleet.ledgers[0])
@@ -285,7 +287,9 @@ async def test_a_grant_whose_wait_for_the_standby_is_cancelled_is_unknown_until_
     await until(lambda: server.psql(waiting) == ["t"])
     with pytest.raises(LedgerUnavailable, match="warned"):
         await granting
-    assert server.psql("SELECT debited_bits FROM weir.account WHERE id = 'a0'") == [str(BITS)]  # it did commit, here alone
+    assert server.psql("SELECT debited_bits FROM weir.account WHERE id = 'a0'") == [
+        str(BITS)
+    ]  # it did commit, here alone
     # Reading it back, or reading anything, is no better than the first answer while the standby does not have it.
     monkeypatch.setattr(postgres_server, "ANSWER_S", 0.5)
     for ask in (lambda: grant(ledger, "doubtful", "a0"), ledger.states):
@@ -298,7 +302,9 @@ async def test_a_grant_whose_wait_for_the_standby_is_cancelled_is_unknown_until_
     assert standby.psql("SELECT debited_bits FROM weir.account WHERE id = 'a0'") == [str(BITS)]
 
 
-async def test_a_primary_whose_standby_went_away_grants_again_when_it_is_back(server, standby, link, opened, monkeypatch):
+async def test_a_primary_whose_standby_went_away_grants_again_when_it_is_back(
+    server, standby, link, opened, monkeypatch
+):
     monkeypatch.setattr(postgres_server, "CHECK_S", 0.0)
     monkeypatch.setattr(postgres_server, "ANSWER_S", 1.0)
     await make_synchronous(server)
