@@ -217,6 +217,26 @@ async def test_a_refused_lease_leaves_nothing_behind_unless_it_was_asked_for_twi
     assert guard.reports == []
 
 
+async def test_a_lease_that_was_refused_while_it_was_asked_for_again_is_told_later(guard):
+    await guard.grant("all", "a", bits=10**6)
+    guard.store.replies.clear()
+    refused = asyncio.ensure_future(guard.grant("l1", "a"))
+    await asyncio.sleep(0)
+    await MemoryLedger.close_lease(guard.store, lease="all", holder="h", returned={"a": 10**6})
+    guard.store.lose_replies = True
+    lost = asyncio.ensure_future(guard.grant("l1", "a"))
+    await asyncio.sleep(0)
+    guard.store.lose_replies = False
+    guard.store.replies.set()
+    assert isinstance(await refused, OverLimit)
+    with pytest.raises(LedgerUnavailable):
+        await lost
+    for number in range(2, 5):
+        await guard.grant(f"l{number}", "a")
+    assert dict((await guard.grant("l1", "a")).fences) == {"a": 2}
+    assert guard.reports == []
+
+
 async def test_what_a_forgetful_store_granted_is_refused_again_after_the_thaw_and_freezes_nothing_anew(guard):
     backup = guard.store.backup()
     await guard.grant("l1", "a")
@@ -254,6 +274,30 @@ async def test_a_store_that_cannot_be_told_is_told_the_next_time(guard):
     guard.store.refuse_to_freeze = False
     assert await guard.frozen() == ["a"]
     assert len(guard.reports) == 1
+
+
+async def test_nothing_is_granted_while_the_store_cannot_be_told(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a")
+    guard.store.restore(backup)
+    guard.store.refuse_to_freeze = True
+    with pytest.raises(LedgerUnavailable):
+        await guard.ledger.states()
+    with pytest.raises(LedgerUnavailable):
+        await guard.grant("l2", "a")
+    assert guard.store.backup() == backup
+
+
+async def test_a_store_that_forgets_even_the_account_before_it_is_told_is_told_with_it(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a")
+    guard.store.restore(backup)
+    guard.store.refuse_to_freeze = True
+    with pytest.raises(LedgerUnavailable):
+        await guard.ledger.states()
+    guard.store.refuse_to_freeze = False
+    guard.store.restore(Store().backup())
+    assert await guard.frozen() == ["a"]
 
 
 async def test_an_account_that_another_gateway_froze_lower_is_frozen_at_the_fence_seen_here(guard):
