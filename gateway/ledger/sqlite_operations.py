@@ -1,0 +1,241 @@
+"""What each operation of the ledger reads and writes in SQLite. The caller holds the transaction, and undoes what raises."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+import apsw
+
+from gateway.ports import (
+    AccountFrozen,
+    AccountLimit,
+    AccountState,
+    ClockBehind,
+    Granted,
+    LeaseState,
+    OverLimit,
+    Wanted,
+)
+from policy.limits import HOLDER_S
+
+_NOW_S = "unixepoch('subsec')"
+
+# What bounds an account: itself or, for a step of a sliding window, its series.
+_COUNTED = """
+SELECT counted.id, counted.limit_bits - counted.debited_bits, counted.frozen_fence, account.step, counted.newest_step
+FROM account JOIN account AS counted ON counted.id = coalesce(account.series, account.id) WHERE account.id = ?
+"""
+_DEBIT = "UPDATE account SET debited_bits = debited_bits + ?, fence = fence + 1 WHERE id = ? RETURNING fence"
+# A step is bounded by its series alone: the limit may have been raised since the step was registered.
+_DEBIT_STEP = """
+UPDATE account SET debited_bits = debited_bits + ?1, limit_bits = max(limit_bits, debited_bits + ?1) WHERE id = ?2
+"""
+_RETURN = """
+UPDATE account SET debited_bits = debited_bits - ?1, limit_bits = max(wanted_limit_bits, debited_bits - ?1) WHERE id = ?2
+"""
+# What a lease was granted, and the series in which a step's bits still count.
+_AMOUNTS = """
+SELECT amount.account, amount.bits, amount.returned_bits, series.id
+FROM lease JOIN lease_amount AS amount ON amount.lease = lease.id JOIN account ON account.id = amount.account
+LEFT JOIN account AS series ON series.id = account.series AND account.step > series.newest_step - account.steps
+WHERE lease.id = ? AND lease.holder = ?
+"""
+# The steps of a series that still count, once `newest_step` is ?2, are those above it less their number.
+_RETIRED_BITS = """
+SELECT coalesce(sum(step.debited_bits), 0) FROM account AS step JOIN account AS series ON series.id = step.series
+WHERE step.series = ?1 AND step.step > series.newest_step - step.steps AND step.step <= ?2 - step.steps
+"""
+
+
+def register(db: apsw.Connection, limits: Sequence[AccountLimit]) -> Sequence[str]:
+    """See `Ledger.register`."""
+    raised = []
+    for limit in limits:
+        step = limit.step
+        if step is not None:
+            raised += register(db, [AccountLimit(account=step.series, limit_bits=limit.limit_bits)])
+        before = db.execute("SELECT wanted_limit_bits FROM account WHERE id = ?", (limit.account,)).get
+        db.execute(
+            "INSERT INTO account (id, wanted_limit_bits, limit_bits, series, step, steps) VALUES (?1, ?2, ?2, ?3, ?4, ?5)"
+            " ON CONFLICT (id) DO UPDATE SET wanted_limit_bits = ?2, limit_bits = max(?2, debited_bits), steps = ?5",
+            (limit.account, limit.limit_bits, *((step.series, step.number, step.steps) if step else (None, None, None))),
+        )
+        if before is None or before == limit.limit_bits or step is not None:
+            continue
+        change = "INSERT INTO limit_change (account, from_bits, to_bits) VALUES (?, ?, ?)"
+        db.execute(change, (limit.account, before, limit.limit_bits))
+        if limit.limit_bits > before:
+            raised.append(limit.account)
+    return raised
+
+
+def grant(
+    db: apsw.Connection, *, lease: str, holder: str, codes: str, wanted: Mapping[str, Wanted]
+) -> Granted | OverLimit:
+    """See `Ledger.grant`."""
+    if db.execute("SELECT 1 FROM lease WHERE id = ?", (lease,)).get is not None:
+        return _granted(db, lease)
+    plan: list[tuple[str, str, int, int]] = []  # account, what it is counted in, bits, remaining bits
+    planned_bits: Counter[str] = Counter()  # two steps of one series may be wanted together
+    for account, want in wanted.items():
+        counted, remaining_bits = _remaining(db, account)
+        remaining_bits -= planned_bits[counted]
+        if remaining_bits < want.least_bits:
+            return OverLimit(account=account, remaining_bits=remaining_bits)
+        bits = min(want.most_bits, remaining_bits)
+        planned_bits[counted] += bits
+        plan.append((account, counted, bits, remaining_bits - bits))
+    db.execute("INSERT INTO lease (id, holder, codes) VALUES (?, ?, ?)", (lease, holder, codes))
+    fences = {}
+    for account, counted, bits, _ in plan:
+        if counted != account:
+            db.execute(_DEBIT_STEP, (bits, account))
+        fences[counted] = db.execute(_DEBIT, (bits, counted)).get
+        amount = "INSERT INTO lease_amount (lease, account, bits, fence) VALUES (?, ?, ?, ?)"
+        db.execute(amount, (lease, account, bits, fences[counted]))
+    return Granted(
+        lease=lease,
+        bits={account: bits for account, _, bits, _ in plan},
+        fences=fences,
+        remaining_bits={account: remaining_bits for account, _, _, remaining_bits in plan},
+    )
+
+
+def close_lease(db: apsw.Connection, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
+    """See `Ledger.close_lease`."""
+    amounts = {account: rest for account, *rest in db.execute(_AMOUNTS, (lease, holder))}
+    if not amounts:
+        return ()
+    for account, bits in returned.items():
+        if account not in amounts or not 0 <= bits <= amounts[account][0]:
+            raise ValueError(f"lease {lease} cannot return {bits} bits to {account}")
+    closed = []
+    for account, bits in returned.items():
+        _, returned_bits, series = amounts[account]
+        if returned_bits is not None:
+            continue
+        closed.append(account)
+        close = "UPDATE lease_amount SET returned_bits = ? WHERE lease = ? AND account = ?"
+        db.execute(close, (bits, lease, account))
+        if bits:
+            db.execute(_RETURN, (bits, account))
+        if bits and series is not None:
+            db.execute(_RETURN, (bits, series))
+    return closed
+
+
+def beat(db: apsw.Connection, holder: str) -> int:
+    """See `Ledger.beat`."""
+    db.execute(
+        f"INSERT INTO holder (id, seen_at_s) VALUES (?, {_NOW_S})"  # noqa: S608  a constant
+        f" ON CONFLICT (id) DO UPDATE SET seen_at_s = {_NOW_S}",
+        (holder,),
+    )
+    alive: int = db.execute(f"SELECT count(*) FROM holder WHERE seen_at_s > {_NOW_S} - ?", (HOLDER_S,)).get  # noqa: S608
+    return alive
+
+
+def idle_s(db: apsw.Connection, holder: str) -> float | None:
+    """See `Ledger.idle_s`."""
+    idle_s: float | None = db.execute(f"SELECT {_NOW_S} - seen_at_s FROM holder WHERE id = ?", (holder,)).get  # noqa: S608
+    return idle_s
+
+
+def states(db: apsw.Connection, accounts: Collection[str] | None) -> Sequence[AccountState]:
+    """See `Ledger.states`."""
+    select = "SELECT id, limit_bits, debited_bits, fence, series, frozen_fence IS NOT NULL FROM account"
+    if accounts is None:
+        rows = db.execute(f"{select} ORDER BY id")
+    else:
+        named = "SELECT id, series FROM account WHERE id IN (SELECT value FROM json_each(?))"
+        rows = db.execute(
+            f"WITH named AS ({named}) {select} WHERE id IN (SELECT id FROM named UNION SELECT series FROM named) ORDER BY id",
+            (json.dumps(list(accounts)),),
+        )
+    return [
+        AccountState(
+            account=row[0], limit_bits=row[1], debited_bits=row[2], fence=row[3], series=row[4], frozen=bool(row[5])
+        )
+        for row in rows
+    ]
+
+
+def freeze(db: apsw.Connection, fences: Mapping[str, int]) -> None:
+    """See `Ledger.freeze`."""
+    for account, fence in fences.items():
+        update = "UPDATE account SET frozen_fence = max(?, coalesce(frozen_fence, 0)) WHERE id = ? RETURNING 1"
+        if db.execute(update, (fence, account)).get is None:
+            raise KeyError(f"account {account} is not registered")
+
+
+def thaw(db: apsw.Connection, account: str, *, lost_bits: int) -> bool:
+    """See `Ledger.thaw`."""
+    update = (
+        "UPDATE account SET debited_bits = debited_bits + min(?, limit_bits - debited_bits),"
+        " fence = max(fence, frozen_fence) + 1, frozen_fence = NULL"
+        " WHERE id = ? AND frozen_fence IS NOT NULL RETURNING 1"
+    )
+    return db.execute(update, (lost_bits, account)).get is not None
+
+
+def leases(db: apsw.Connection, *, after: str, count_max: int) -> Sequence[LeaseState]:
+    """See `Ledger.leases`."""
+    rows = db.execute(
+        "SELECT lease.id, holder, codes, granted_at, account, bits, returned_bits"
+        " FROM (SELECT * FROM lease WHERE id > ? ORDER BY id LIMIT ?) AS lease"
+        " LEFT JOIN lease_amount AS amount ON amount.lease = lease.id ORDER BY lease.id, account",
+        (after, count_max),
+    )
+    found = []
+    for (lease, holder, codes, granted_at), group in groupby(rows, key=itemgetter(0, 1, 2, 3)):
+        amounts = [(account, bits, returned) for *_, account, bits, returned in group if account is not None]
+        found.append(
+            LeaseState(
+                lease=lease,
+                holder=holder,
+                codes=codes,
+                granted_at=granted_at,
+                bits={account: bits for account, bits, _ in amounts},
+                returned_bits={account: returned for account, _, returned in amounts if returned is not None},
+            )
+        )
+    return found
+
+
+def _remaining(db: apsw.Connection, account: str) -> tuple[str, int]:
+    """The account that bounds this one, and how much it could grant."""
+    row = db.execute(_COUNTED, (account,)).fetchone()
+    if row is None:
+        raise KeyError(f"account {account} is not registered")
+    counted, remaining_bits, frozen_fence, step, newest_step = row
+    if frozen_fence is not None:
+        raise AccountFrozen(f"account {counted} is frozen")
+    if step is None or newest_step - 1 <= step <= newest_step:
+        return counted, remaining_bits
+    if step < newest_step:
+        raise ClockBehind(f"account {account} is over; is this gateway's clock behind?")
+    # What this step pushes out of every window counts no more. A limit that was lowered may follow it down.
+    retired_bits: int = db.execute(_RETIRED_BITS, (counted, step)).get
+    db.execute(_RETURN, (retired_bits, counted))
+    db.execute("UPDATE account SET newest_step = ? WHERE id = ?", (step, counted))
+    return counted, db.execute("SELECT limit_bits - debited_bits FROM account WHERE id = ?", (counted,)).get
+
+
+def _granted(db: apsw.Connection, lease: str) -> Granted:
+    """What was granted before, and what is left now."""
+    select = (
+        "SELECT amount.account, bits, amount.fence, counted.id, counted.limit_bits - counted.debited_bits"
+        " FROM lease_amount AS amount JOIN account ON account.id = amount.account"
+        " JOIN account AS counted ON counted.id = coalesce(account.series, account.id) WHERE lease = ?"
+    )
+    rows = db.execute(select, (lease,)).fetchall()
+    return Granted(
+        lease=lease,
+        bits={account: bits for account, bits, *_ in rows},
+        fences={counted: fence for _, _, fence, counted, _ in rows},
+        remaining_bits={row[0]: row[4] for row in rows},
+    )
