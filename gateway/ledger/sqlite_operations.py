@@ -26,7 +26,8 @@ _NOW_S = "unixepoch('subsec')"
 
 # What bounds an account: itself or, for a step of a sliding window, its series.
 _COUNTED = """
-SELECT counted.id, counted.limit_bits - counted.debited_bits, counted.frozen_fence, account.step, counted.newest_step
+SELECT counted.id, counted.limit_bits - counted.debited_bits, counted.frozen_fence, account.step, account.steps,
+    counted.newest_step
 FROM account JOIN account AS counted ON counted.id = coalesce(account.series, account.id) WHERE account.id = ?
 """
 _DEBIT = "UPDATE account SET debited_bits = debited_bits + ?, fence = fence + 1 WHERE id = ? RETURNING fence"
@@ -43,11 +44,6 @@ SELECT amount.account, amount.bits, amount.returned_bits, series.id
 FROM lease JOIN lease_amount AS amount ON amount.lease = lease.id JOIN account ON account.id = amount.account
 LEFT JOIN account AS series ON series.id = account.series AND account.step > series.newest_step - account.steps
 WHERE lease.id = ? AND lease.holder = ?
-"""
-# The steps of a series that still count, once `newest_step` is ?2, are those above it less their number.
-_RETIRED_BITS = """
-SELECT coalesce(sum(step.debited_bits), 0) FROM account AS step JOIN account AS series ON series.id = step.series
-WHERE step.series = ?1 AND step.step > series.newest_step - step.steps AND step.step <= ?2 - step.steps
 """
 
 
@@ -211,7 +207,7 @@ def _remaining(db: apsw.Connection, account: str) -> tuple[str, int]:
     row = db.execute(_COUNTED, (account,)).fetchone()
     if row is None:
         raise KeyError(f"account {account} is not registered")
-    counted, remaining_bits, frozen_fence, step, newest_step = row
+    counted, remaining_bits, frozen_fence, step, steps, newest_step = row
     if frozen_fence is not None:
         raise AccountFrozen(f"account {counted} is frozen")
     if step is None or newest_step - 1 <= step <= newest_step:
@@ -219,7 +215,8 @@ def _remaining(db: apsw.Connection, account: str) -> tuple[str, int]:
     if step < newest_step:
         raise ClockBehind(f"account {account} is over; is this gateway's clock behind?")
     # What this step pushes out of every window counts no more. A limit that was lowered may follow it down.
-    retired_bits: int = db.execute(_RETIRED_BITS, (counted, step)).get
+    retired = "SELECT coalesce(sum(debited_bits), 0) FROM account WHERE series = ? AND step > ? AND step <= ?"
+    retired_bits: int = db.execute(retired, (counted, newest_step - steps, step - steps)).get
     db.execute(_RETURN, (retired_bits, counted))
     db.execute("UPDATE account SET newest_step = ? WHERE id = ?", (step, counted))
     return counted, db.execute("SELECT limit_bits - debited_bits FROM account WHERE id = ?", (counted,)).get
