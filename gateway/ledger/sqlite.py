@@ -72,9 +72,7 @@ class SqliteLedger:
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
         """See `Ledger.close_lease`."""
-        return await self._submit(
-            lambda db: operations.close_lease(db, lease=lease, holder=holder, returned=returned)
-        )
+        return await self._submit(lambda db: operations.close_lease(db, lease=lease, holder=holder, returned=returned))
 
     async def beat(self, holder: str) -> int:
         """See `Ledger.beat`."""
@@ -158,7 +156,7 @@ class SqliteLedger:
             # Somebody else held the file for longer than we wait, or the disk is full. The next batch may do better.
             self._roll_back()
             raise LedgerUnavailable(f"ledger: {fault}; nothing was written") from fault
-        except Exception as fault:  # noqa: BLE001  this thread must answer, whatever it met
+        except Exception as fault:  # this thread must answer, whatever it met
             # The commit failed, or its fate is unknown. An unknown grant is a spent grant that nobody may use. A failed
             # flush is never tried again: the kernel may have dropped what it could not write, and would say that all is well.
             self._broken = fault

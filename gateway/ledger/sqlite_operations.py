@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import apsw
 
@@ -21,8 +22,6 @@ from gateway.ports import (
     Wanted,
 )
 from policy.limits import HOLDER_S
-
-_NOW_S = "unixepoch('subsec')"
 
 # What bounds an account: itself or, for a step of a sliding window, its series.
 _COUNTED = """
@@ -45,11 +44,19 @@ FROM lease JOIN lease_amount AS amount ON amount.lease = lease.id JOIN account O
 LEFT JOIN account AS series ON series.id = account.series AND account.step > series.newest_step - account.steps
 WHERE lease.id = ? AND lease.holder = ?
 """
+_ALL_STATES = """
+SELECT id, limit_bits, debited_bits, fence, series, frozen_fence IS NOT NULL FROM account ORDER BY id
+"""
+_STATES = """
+WITH named AS (SELECT id, series FROM account WHERE id IN (SELECT value FROM json_each(?)))
+SELECT id, limit_bits, debited_bits, fence, series, frozen_fence IS NOT NULL FROM account
+WHERE id IN (SELECT id FROM named UNION SELECT series FROM named) ORDER BY id
+"""
 
 
 def register(db: apsw.Connection, limits: Sequence[AccountLimit]) -> Sequence[str]:
     """See `Ledger.register`."""
-    raised = []
+    raised: list[str] = []
     for limit in limits:
         step = limit.step
         if step is not None:
@@ -58,7 +65,11 @@ def register(db: apsw.Connection, limits: Sequence[AccountLimit]) -> Sequence[st
         db.execute(
             "INSERT INTO account (id, wanted_limit_bits, limit_bits, series, step, steps) VALUES (?1, ?2, ?2, ?3, ?4, ?5)"
             " ON CONFLICT (id) DO UPDATE SET wanted_limit_bits = ?2, limit_bits = max(?2, debited_bits), steps = ?5",
-            (limit.account, limit.limit_bits, *((step.series, step.number, step.steps) if step else (None, None, None))),
+            (
+                limit.account,
+                limit.limit_bits,
+                *((step.series, step.number, step.steps) if step else (None, None, None)),
+            ),
         )
         if before is None or before == limit.limit_bits or step is not None:
             continue
@@ -127,31 +138,23 @@ def close_lease(db: apsw.Connection, *, lease: str, holder: str, returned: Mappi
 def beat(db: apsw.Connection, holder: str) -> int:
     """See `Ledger.beat`."""
     db.execute(
-        f"INSERT INTO holder (id, seen_at_s) VALUES (?, {_NOW_S})"  # noqa: S608  a constant
-        f" ON CONFLICT (id) DO UPDATE SET seen_at_s = {_NOW_S}",
+        "INSERT INTO holder (id, seen_at_s) VALUES (?, unixepoch('subsec'))"
+        " ON CONFLICT (id) DO UPDATE SET seen_at_s = excluded.seen_at_s",
         (holder,),
     )
-    alive: int = db.execute(f"SELECT count(*) FROM holder WHERE seen_at_s > {_NOW_S} - ?", (HOLDER_S,)).get  # noqa: S608
+    alive: int = db.execute("SELECT count(*) FROM holder WHERE seen_at_s > unixepoch('subsec') - ?", (HOLDER_S,)).get
     return alive
 
 
 def idle_s(db: apsw.Connection, holder: str) -> float | None:
     """See `Ledger.idle_s`."""
-    idle_s: float | None = db.execute(f"SELECT {_NOW_S} - seen_at_s FROM holder WHERE id = ?", (holder,)).get  # noqa: S608
+    idle_s: float | None = db.execute("SELECT unixepoch('subsec') - seen_at_s FROM holder WHERE id = ?", (holder,)).get
     return idle_s
 
 
 def states(db: apsw.Connection, accounts: Collection[str] | None) -> Sequence[AccountState]:
     """See `Ledger.states`."""
-    select = "SELECT id, limit_bits, debited_bits, fence, series, frozen_fence IS NOT NULL FROM account"
-    if accounts is None:
-        rows = db.execute(f"{select} ORDER BY id")
-    else:
-        named = "SELECT id, series FROM account WHERE id IN (SELECT value FROM json_each(?))"
-        rows = db.execute(
-            f"WITH named AS ({named}) {select} WHERE id IN (SELECT id FROM named UNION SELECT series FROM named) ORDER BY id",
-            (json.dumps(list(accounts)),),
-        )
+    rows = db.execute(_ALL_STATES) if accounts is None else db.execute(_STATES, (json.dumps(list(accounts)),))
     return [
         AccountState(
             account=row[0], limit_bits=row[1], debited_bits=row[2], fence=row[3], series=row[4], frozen=bool(row[5])
@@ -229,7 +232,7 @@ def _granted(db: apsw.Connection, lease: str) -> Granted:
         " FROM lease_amount AS amount JOIN account ON account.id = amount.account"
         " JOIN account AS counted ON counted.id = coalesce(account.series, account.id) WHERE lease = ?"
     )
-    rows = db.execute(select, (lease,)).fetchall()
+    rows: list[tuple[Any, ...]] = db.execute(select, (lease,)).fetchall()
     return Granted(
         lease=lease,
         bits={account: bits for account, bits, *_ in rows},

@@ -56,30 +56,32 @@ CREATE TRIGGER limit_change_is_not_deleted BEFORE DELETE ON limit_change
     BEGIN SELECT raise(ABORT, 'limit changes are only appended'); END;
 """
 
-# By the version that they start from, to the next one.
-_MIGRATIONS = {
-    0: _TABLES,  # an empty file becomes one of the newest version
-    1: "ALTER TABLE lease ADD COLUMN codes TEXT NOT NULL DEFAULT ''",
-    # A lease of version 2 was closed as a whole and had one fence, the highest of its accounts'. An account's own grant
-    # cannot have had a higher number than the account has now.
-    2: f"""
+_SET_ASIDE = """
 ALTER TABLE lease_amount RENAME TO lease_amount_2;
 ALTER TABLE lease RENAME TO lease_2;
 ALTER TABLE account RENAME TO account_2;
-{_TABLES}
+"""
+# A lease of version 2 was closed as a whole and had one fence, the highest of its accounts'. An account's own grant cannot
+# have had a higher number than the account has now.
+_TAKE_OVER = """
 INSERT INTO account (id, wanted_limit_bits, limit_bits, debited_bits, fence)
     SELECT id, limit_bits, limit_bits, debited_bits, fence FROM account_2;
 INSERT INTO lease (id, holder, codes, granted_at) SELECT id, holder, codes, granted_at FROM lease_2;
 INSERT INTO lease_amount (lease, account, bits, fence, returned_bits)
     SELECT amount.lease, amount.account, amount.bits, min(lease_2.fence, account.fence),
         CASE WHEN lease_2.closed_at IS NULL THEN NULL ELSE amount.returned_bits END
-    FROM lease_amount_2 amount
+    FROM lease_amount_2 AS amount
     JOIN lease_2 ON lease_2.id = amount.lease
     JOIN account ON account.id = amount.account;
 DROP TABLE lease_amount_2;
 DROP TABLE lease_2;
 DROP TABLE account_2;
-""",
+"""
+# By the version that they start from, to the next one; an empty file becomes one of the newest at once.
+_MIGRATIONS = {
+    0: (_TABLES,),
+    1: ("ALTER TABLE lease ADD COLUMN codes TEXT NOT NULL DEFAULT ''",),
+    2: (_SET_ASIDE, _TABLES, _TAKE_OVER),
 }
 
 
@@ -94,7 +96,8 @@ def prepare(db: apsw.Connection) -> None:
                 f"the ledger has schema version {version}; this program knows {SCHEMA_VERSION} and earlier ones"
             )
         while version < SCHEMA_VERSION:
-            db.execute(_MIGRATIONS[version])
+            for statements in _MIGRATIONS[version]:
+                db.execute(statements)
             version = version + 1 if version else SCHEMA_VERSION
             db.pragma("user_version", version)
     db.pragma("foreign_keys", True)  # after the migration: tables with references are replaced there

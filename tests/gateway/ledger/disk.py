@@ -54,7 +54,7 @@ class RecordingDisk(apsw.VFS):
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         return _RecordedFile(self, name, flags)
 
-    def xDelete(self, name: str, syncdir: bool) -> None:  # noqa: N802, FBT001
+    def xDelete(self, name: str, syncdir: bool) -> None:  # noqa: N802
         super().xDelete(name, syncdir)
         self.trace.append(Event("delete", Path(name).name))
 

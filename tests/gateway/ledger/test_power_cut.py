@@ -40,9 +40,7 @@ class Promises:
 
 def step_of(round_number):
     number = round_number // 10
-    return AccountLimit(
-        account=f"s{number}", limit_bits=LIMIT_BITS, step=Step(series="s", number=number, steps=STEPS)
-    )
+    return AccountLimit(account=f"s{number}", limit_bits=LIMIT_BITS, step=Step(series="s", number=number, steps=STEPS))
 
 
 async def spend(ledger, disk, random):
@@ -56,7 +54,9 @@ async def spend(ledger, disk, random):
         for lease in leases:
             disk.note(("asked", lease, None))
         closing = random.sample(sorted(open_leases), k=min(len(open_leases), random.randrange(AT_ONCE + 1)))
-        backs = {lease: {name: random.randint(0, bits) for name, bits in open_leases.pop(lease).items()} for lease in closing}
+        backs = {
+            lease: {name: random.randint(0, bits) for name, bits in open_leases.pop(lease).items()} for lease in closing
+        }
         for lease, back in backs.items():
             disk.note(("asked back", lease, back))
         wanted = {name: Wanted(least_bits=1, most_bits=random.randint(1, 999)) for name in ("a", "b", step.account)}
@@ -90,10 +90,17 @@ async def trace_of(path, *, synchronous):
 
 async def wrongs(path, promises):
     """What is wrong with a file after a power cut."""
-    ledger = SqliteLedger(path)
+    try:
+        ledger = SqliteLedger(path)
+    except LedgerUnavailable as fault:
+        return [str(fault)]
     leases = {lease.lease: lease for lease in await ledger.leases(count_max=10**6)}
     debited = {state.account: state.debited_bits for state in await ledger.states() if state.account != "s"}
-    found = [f"grant {name} is lost" for name, bits in promises.granted.items() if name not in leases or leases[name].bits != bits]
+    found = [
+        f"grant {name} is lost"
+        for name, bits in promises.granted.items()
+        if name not in leases or leases[name].bits != bits
+    ]
     found += [
         f"return of {name} is lost"
         for name, back in promises.returned.items()
@@ -107,8 +114,16 @@ async def wrongs(path, promises):
             found.append(f"{lease.lease} returned what nobody asked for")
     for lease, bits in promises.granted.items():
         least.update({name: amount - promises.asked_back.get(lease, {}).get(name, 0) for name, amount in bits.items()})
-    found += [f"{name} has {debited[name]} debited, its leases hold {held[name]}" for name in debited if debited[name] != held[name]]
-    found += [f"{name} has {debited.get(name)} debited, not {bits}" for name, bits in least.items() if debited.get(name, 0) < bits]
+    found += [
+        f"{name} has {debited[name]} debited, its leases hold {held[name]}"
+        for name in debited
+        if debited[name] != held[name]
+    ]
+    found += [
+        f"{name} has {debited.get(name)} debited, not {bits}"
+        for name, bits in least.items()
+        if debited.get(name, 0) < bits
+    ]
     for lease, back in list(promises.returned.items())[-2:]:
         if await ledger.close_lease(lease=lease, holder="h", returned=back):
             found.append(f"{lease} could be returned twice")
@@ -160,9 +175,7 @@ async def grant(ledger, lease, bits=10):
     return await ledger.grant(lease=lease, holder="h", wanted={"a": Wanted(least_bits=bits, most_bits=bits)})
 
 
-@pytest.mark.parametrize(
-    ("operation", "code"), [("sync", apsw.SQLITE_IOERR_FSYNC), ("write", apsw.SQLITE_IOERR_WRITE)]
-)
+@pytest.mark.parametrize(("operation", "code"), [("sync", apsw.SQLITE_IOERR_FSYNC), ("write", apsw.SQLITE_IOERR_WRITE)])
 async def test_after_a_failed_flush_or_write_nothing_is_granted_until_a_restart(tmp_path, operation, code):
     with recording_disk() as disk:
         ledger = SqliteLedger(tmp_path / "ledger.db")
@@ -225,9 +238,14 @@ async def test_a_grant_that_does_not_fit_on_the_disk_is_refused_and_its_neighbou
     await register(ledger)
     ledger._db.pragma("max_page_count", ledger._db.pragma("page_count") + 2)
     granted = []
-    with pytest.raises(LedgerUnavailable, match="full; nothing was written"):
+
+    async def fill():
         while True:
-            granted += [grant.lease for grant in await asyncio.gather(*(grant(ledger, f"{len(granted)}-{n}") for n in range(9)))]
+            more = [grant(ledger, f"{len(granted)}-{number}") for number in range(9)]
+            granted.extend(grant.lease for grant in await asyncio.gather(*more))
+
+    with pytest.raises(LedgerUnavailable, match="full; nothing was written"):
+        await fill()
     assert len(granted) > 10
     assert {lease.lease for lease in await ledger.leases()} == set(granted)
     ledger._db.pragma("max_page_count", 10**6)

@@ -227,7 +227,10 @@ async def test_every_change_of_a_limit_is_kept_and_cannot_be_changed(path):
         await register(ledger, limit_bits)
     await ledger.close()
     database = apsw.Connection(str(path))
-    assert list(database.execute("SELECT account, from_bits, to_bits FROM limit_change")) == [("a", 100, 50), ("a", 50, 70)]
+    assert list(database.execute("SELECT account, from_bits, to_bits FROM limit_change")) == [
+        ("a", 100, 50),
+        ("a", 50, 70),
+    ]
     for statement in ("DELETE FROM limit_change", "UPDATE limit_change SET to_bits = 0"):
         with pytest.raises(apsw.ConstraintError, match="only appended"):
             database.execute(statement)
