@@ -106,8 +106,14 @@ def test_a_grant_does_not_bring_limits_of_the_policy_into_force(ledger: Weir, ru
 
 @pytest.mark.parametrize(
     "arguments",
-    [("nobody", "1", "--reason", "x"), (ALICE, "-1", "--reason", "x"), (ALICE, "1e6", "--reason", "x")]
-    + [(ALICE, str(2**63), "--reason", "x"), (ALICE, "1", "--reason", " "), (ALICE, "1")],
+    [
+        ("nobody", "1", "--reason", "x"),
+        (ALICE, "-1", "--reason", "x"),
+        (ALICE, "1e6", "--reason", "x"),
+        (ALICE, str(2**63), "--reason", "x"),
+        (ALICE, "1", "--reason", " "),
+        (ALICE, "1"),
+    ],
 )
 def test_a_grant_that_makes_no_sense_is_refused(ledger: Weir, arguments: tuple[str, ...]) -> None:
     ledger("grant", *arguments, status=1 if arguments[0] == "nobody" else 2)
