@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import cast
 
 import apsw
@@ -102,4 +103,5 @@ def prepare(db: apsw.Connection) -> None:
             db.pragma("user_version", version)
     db.pragma("foreign_keys", True)  # after the migration: tables with references are replaced there
     # What is only in the write-ahead log may be only in the page cache, if its last flush failed: write it anew and flush it.
-    db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    with suppress(apsw.BusyError):  # another process is at it
+        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)

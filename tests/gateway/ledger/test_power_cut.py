@@ -194,6 +194,8 @@ async def test_after_a_failed_flush_or_write_nothing_is_granted_until_a_restart(
         assert (failed, len(disk.trace)) == (1, recorded), "something was tried again"
         ledger = SqliteLedger(tmp_path / "ledger.db")
         assert {"acknowledged"} <= {lease.lease for lease in await ledger.leases()} <= {"acknowledged", "unknown"}
+        flushed = {event.file for event in disk.trace[recorded:] if event.kind == "sync"}
+        assert flushed == {"ledger.db", "ledger.db-wal"}, "what may be in the page cache alone was not written anew"
         assert isinstance(await grant(ledger, "later"), Granted)
         await ledger.close()
 
