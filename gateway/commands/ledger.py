@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -175,6 +176,10 @@ def run(arguments: argparse.Namespace) -> int:
         asyncio.run(_act(books, arguments))
     except (Refusal, LedgerUnavailable) as fault:
         sys.stderr.write(f"{fault}\n")
+        return 1
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`export | head`). What is buffered must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

@@ -181,6 +181,11 @@ def test_an_export_has_everything_exactly_page_after_page(ledger: Weir, tmp_path
     assert big["debited_bits"] == 500 * EXACT + 1600 - 1
     (held,) = json.loads(ledger("show", "--json").stdout)["open_leases"]
     assert (held["holder"], held["leases"], held["bits"]) == ("h", 2099, 499 * EXACT + 1600)
+    command = f"{sys.executable} -m gateway ledger export --policy {tmp_path / 'weir.yaml'} | head -n 1"
+    head = subprocess.run(
+        ["bash", "-c", command], check=False, env=environment(), cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert (head.stdout.count("\n"), head.stderr) == (1, "")
 
 
 def test_a_ledger_that_is_not_there_is_not_made(tmp_path: Path, rules: dict[str, Any]) -> None:
