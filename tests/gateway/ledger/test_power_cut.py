@@ -201,7 +201,6 @@ async def test_after_a_failed_flush_or_write_nothing_is_granted_until_a_restart(
 
 
 async def test_a_failed_flush_of_a_checkpoint_is_not_hidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
     with recording_disk() as disk:
         ledger = SqliteLedger(tmp_path / "ledger.db")
         await register(ledger)
@@ -213,6 +212,7 @@ async def test_a_failed_flush_of_a_checkpoint_is_not_hidden(tmp_path, monkeypatc
             check(operation)
 
         disk.check = fail_the_database
+        monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
         assert isinstance(await grant(ledger, "answered before the checkpoint"), Granted)
         with pytest.raises(LedgerUnavailable, match="restart"):
             await grant(ledger, "later")
