@@ -12,7 +12,7 @@ from gateway.ledger import sqlite
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountLimit, Granted, LedgerUnavailable, Wanted
 from policy.budget import Step
-from tests.gateway.ledger.disk import PowerCuts, recording_disk
+from tests.gateway.ledger.disk import Event, PowerCuts, recording_disk
 
 CUTS = 1000
 ROUNDS = 80
@@ -201,9 +201,12 @@ async def test_after_a_failed_flush_or_write_nothing_is_granted_until_a_restart(
 
 
 async def test_a_failed_flush_of_a_checkpoint_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
     with recording_disk() as disk:
         ledger = SqliteLedger(tmp_path / "ledger.db")
         await register(ledger)
+        while disk.trace[-1] != Event("sync", "ledger.db"):  # noqa: ASYNC110  the checkpoint comes after the answer
+            await asyncio.sleep(0.001)
         check = disk.check
 
         def fail_the_database(operation):
@@ -212,7 +215,7 @@ async def test_a_failed_flush_of_a_checkpoint_is_not_hidden(tmp_path, monkeypatc
             check(operation)
 
         disk.check = fail_the_database
-        monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 1)
+        # The first flush of the log follows writes to the log, so only the checkpoint meets the fault.
         assert isinstance(await grant(ledger, "answered before the checkpoint"), Granted)
         with pytest.raises(LedgerUnavailable, match="restart"):
             await grant(ledger, "later")
