@@ -384,8 +384,16 @@ def test_rules_are_frozen():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("90s", "90s"), ("60m", "1h"), ("24h", "1d"), ("365d", "1y"), ("5y", "5y"), ("lifetime", "lifetime")]
-    + [("sliding 24h", "sliding 1d"), ("sliding 60m", "sliding 1h")],
+    [
+        ("90s", "90s"),
+        ("60m", "1h"),
+        ("24h", "1d"),
+        ("365d", "1y"),
+        ("5y", "5y"),
+        ("lifetime", "lifetime"),
+        ("sliding 24h", "sliding 1d"),
+        ("sliding 60m", "sliding 1h"),
+    ],
 )
 def test_a_window_has_one_name_however_it_is_spelled(text, name):
     assert window(text).name == name
