@@ -31,7 +31,7 @@ from gateway.ports import (
 )
 
 BATCH_OPERATIONS_MAX = 256  # group commit: beyond this a batch gains nothing
-BUSY_TIMEOUT_MS = 2000  # another process may use the file (`weir ledger`), for less; who asks meanwhile waits up to twice this
+BUSY_TIMEOUT_MS = 2000  # another process may use the file, for less; who asks meanwhile waits up to twice this
 CHECKPOINT_PAGES = 1000  # of the write-ahead log, SQLite's own figure; 4 MB
 REFUSALS = (ValueError, KeyError, OverflowError, NotGranted)  # of one operation; its neighbours go on
 
