@@ -63,7 +63,7 @@ class Claims:
         """C2, from the store: granted bits count as charged, since a crash may have let them leave."""
         account = serving.accounts.of_model(model, now_s=self._clock.wall_s())[index]
         held_bits = self._leases.purse.balance_bits(account.id) + self._leases.purse.reserved_bits(account.id)
-        bits = max(debited.get(account.id, 0) - held_bits, 0)
+        bits = max(debited.get(account.counted_in, 0) - held_bits, 0)
         since = (
             "Since this ledger began"
             if account.expires_s is None

@@ -107,11 +107,14 @@ class Status:
         return {state.account: state.debited_bits for state in await self._ledger.states()}
 
     def _figures(self, account: Account, debited: dict[str, int]) -> dict[str, int]:
-        """`used` is what left or may have left: debited, less what this process holds and knows has not left."""
+        """`used` is what left or may have left: debited, less what this process holds and knows has not left.
+
+        Of a sliding window, what is held of earlier steps counts as used until it has gone back.
+        """
         reserved_bits = self._leases.purse.reserved_bits(account.id)
         leased_bits = self._leases.purse.balance_bits(account.id)
         return {
-            "used_bits": max(debited.get(account.id, 0) - reserved_bits - leased_bits, 0),
+            "used_bits": max(debited.get(account.counted_in, 0) - reserved_bits - leased_bits, 0),
             "reserved_bits": reserved_bits,
             "leased_bits": leased_bits,
         }

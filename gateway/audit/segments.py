@@ -18,12 +18,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from gateway.ports import AuditFailed
-from gateway.record import Entry
+from gateway.record import AnyLeaf, Entry, Leaf
+from policy.limits import RECENT_S
 
 MAGIC = b"WEIRLOG1"
 MARKER = b"\xf5wf\n"  # 0xf5 occurs in no JSON, so that a search for frames finds frames
@@ -33,6 +35,7 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024  # no batch of leaves comes near it; a length
 _FRAME = struct.Struct("<4sII")
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(AnyLeaf).decode
 
 
 class SegmentLog:
@@ -53,8 +56,20 @@ class SegmentLog:
     async def append(self, entries: Sequence[Entry]) -> None:
         """See `AuditLog.append`."""
         payload = b"\n".join([_encode(entry.leaf) for entry in entries])
-        frame = _FRAME.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, frame)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, _frame(payload))
+
+    def recent(self) -> Iterator[Leaf]:
+        """See `AuditLog.recent`. Leaves of other versions of this program are left out."""
+        segments = sorted(self._directory.glob("*.log"))
+        first, newest_ms = len(segments), 0
+        while first > 0:
+            first -= 1
+            times = [leaf.at_ms for leaf in _leaves(segments[first])]
+            newest_ms = max([newest_ms, *times])
+            if newest_ms - min(times, default=newest_ms) >= RECENT_S * 1000:
+                break
+        for segment in segments[first:]:
+            yield from _leaves(segment)
 
     async def close(self) -> None:
         """Finish the frames under way and close the file."""
@@ -140,6 +155,10 @@ def frames(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset = frame[0]
 
 
+def _frame(payload: bytes) -> bytes:
+    return _FRAME.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
+
+
 def _frame_at(data: bytes, offset: int) -> tuple[int, bytes] | None:
     if len(data) - offset < _FRAME.size:
         return None
@@ -167,6 +186,13 @@ def valid_size(segment: Path) -> int:
             raise AuditFailed(f"{segment}: damaged at byte {size}, with whole records after it; restore it from a copy")
         later = data.find(MARKER, later + 1)
     return size
+
+
+def _leaves(segment: Path) -> Iterator[Leaf]:
+    for _, payload in frames(segment.read_bytes()):
+        for line in payload.split(b"\n"):
+            with suppress(msgspec.ValidationError):
+                yield _decode(line)
 
 
 def leaves(directory: Path) -> Iterator[dict[str, object]]:
