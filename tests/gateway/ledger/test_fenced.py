@@ -315,7 +315,9 @@ async def others(guard, account, count):
     """Other gateways are granted something, and so drive the fence on."""
     for number in range(count):
         lease = f"other {account} {len(guard.store._leases)} {number}"
-        await MemoryLedger.grant(guard.store, lease=lease, holder="x", wanted={account: Wanted(least_bits=1, most_bits=1)})
+        await MemoryLedger.grant(
+            guard.store, lease=lease, holder="x", wanted={account: Wanted(least_bits=1, most_bits=1)}
+        )
 
 
 async def test_what_was_forgotten_is_noticed_even_when_others_have_overtaken_what_was_seen(guard):

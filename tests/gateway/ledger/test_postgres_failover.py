@@ -281,7 +281,9 @@ async def test_a_restored_backup_has_the_accounts_frozen_that_were_used_since(se
             await grant(restarted, f"new {name}", name)
 
 
-async def test_a_restored_backup_is_found_out_even_where_a_new_gateway_has_overtaken_what_was_seen(server, backup, opened):
+async def test_a_restored_backup_is_found_out_even_where_a_new_gateway_has_overtaken_what_was_seen(
+    server, backup, opened
+):
     guard, reports = guarded(opened(server, backup))
     await register(guard, "a0", "a1", "a2")
     await grant(guard, "kept by nobody", "a1", "a2")
