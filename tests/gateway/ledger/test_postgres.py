@@ -189,15 +189,6 @@ async def test_no_row_says_more_debited_than_the_limit_even_by_hand(ledger, admi
             await admin.execute(f"UPDATE weir.account SET {change}")
 
 
-async def test_two_steps_of_one_series_in_one_grant_do_not_get_its_bits_twice(open_ledger):
-    ledger = open_ledger()
-    steps = [Step(series="s", number=number, steps=3) for number in (1, 2)]
-    await ledger.register([AccountLimit(account=f"s{step.number}", limit_bits=10, step=step) for step in steps])
-    with pytest.raises(LedgerUnavailable, match="account_check"):
-        await grant(ledger, "l1", "s1", "s2", bits=6)
-    assert await debited(ledger) == {"s": 0, "s1": 0, "s2": 0}
-
-
 async def test_every_change_of_a_limit_is_kept_for_good(ledger, admin):
     for limit_bits in (5, 5, 7):
         await register(ledger, "a", limit_bits=limit_bits)
