@@ -251,6 +251,12 @@ async def test_a_clock_that_is_one_step_behind_is_counted_and_one_further_behind
         await slide(ledger, 8, 0)
 
 
+async def test_a_lease_of_a_step_that_is_over_is_still_told(ledger):
+    await slide(ledger, 10, 7, lease="early")
+    await slide(ledger, 20, 1)
+    assert dict((await slide(ledger, 10, 7, lease="early")).bits) == {"s10": 7}
+
+
 async def test_a_series_has_the_limit_of_its_steps(ledger):
     assert await register_step(ledger, 1, limit_bits=100) == []
     assert await register_step(ledger, 2, limit_bits=200) == ["s"]
@@ -272,6 +278,12 @@ async def test_a_frozen_account_grants_nothing_until_it_is_thawed_with_what_was_
     assert await ledger.thaw("a", lost_bits=30)
     assert dict((await grant(ledger, lease="l2", a=1, b=1)).fences) == {"a": 9, "b": 1}
     assert await debited(ledger) == {"a": 36, "b": 1}
+
+
+async def test_an_account_that_nobody_registered_cannot_be_frozen(ledger):
+    with pytest.raises(KeyError):
+        await ledger.freeze({"unknown": 1})
+    assert await ledger.states() == []
 
 
 async def test_a_thaw_takes_no_more_than_the_limit_and_only_of_an_account_that_is_frozen(ledger):
