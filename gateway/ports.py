@@ -97,8 +97,16 @@ class LedgerUnavailable(Exception):
     """The store did not answer, or its answer cannot be trusted. Whatever was asked counts as spent."""
 
 
-class AccountFrozen(LedgerUnavailable):
+class NotGranted(LedgerUnavailable):
+    """The store answered, and has certainly debited nothing."""
+
+
+class AccountFrozen(NotGranted):
     """The store has forgotten grants of this account before, so nothing is granted until an operator thaws it."""
+
+
+class ClockBehind(NotGranted):
+    """A step of a sliding window was asked for that is over by everybody else's clock."""
 
 
 class Ledger(Protocol):
@@ -121,7 +129,7 @@ class Ledger(Protocol):
 
         Idempotent by `lease`, an id made by the holder: asking again returns what was granted the first time.
         Raises `KeyError` for an account that is not registered, and `AccountFrozen`. A step more than one behind the newest
-        of its series is refused with `LedgerUnavailable`: that holder's clock is wrong.
+        of its series raises `ClockBehind`.
         """
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
@@ -133,6 +141,9 @@ class Ledger(Protocol):
 
     async def beat(self, holder: str) -> int:
         """This holder lives. Returns how many have said so within the last `HOLDER_S`, itself included."""
+
+    async def idle_s(self, holder: str) -> float | None:
+        """How long ago the holder's last `beat` was, by the store's clock. None if it never said that it lives."""
 
     async def states(self, accounts: Collection[str] | None = None) -> Sequence[AccountState]:
         """These accounts and the series of the steps among them, or all; by id. Those that are not registered are left out."""

@@ -63,6 +63,13 @@ class Purse:
     def __init__(self) -> None:
         self._balance_bits: dict[str, int] = {}
         self._reserved_bits: dict[str, int] = {}
+        self.generation = 0
+
+    def forfeit(self) -> None:
+        """Drop everything, and make every hold void: nobody can say any more that these bits have not left."""
+        self._balance_bits.clear()
+        self._reserved_bits.clear()
+        self.generation += 1
 
     def credit(self, account_id: str, bits: int) -> None:
         """Bits that the store has debited for this worker, or that came back from a hold."""
@@ -82,6 +89,10 @@ class Purse:
     def reserved_bits(self, account_id: str) -> int:
         """Held for open answers."""
         return self._reserved_bits.get(account_id, 0)
+
+    def unspent_bits(self, account_id: str) -> int:
+        """Granted, and not charged."""
+        return self.balance_bits(account_id) + self.reserved_bits(account_id)
 
     def missing(self, accounts: Iterable[Account], bits: int) -> Mapping[str, int]:
         """How many bits each account lacks for a reservation of `bits`; empty if it would succeed."""
@@ -111,19 +122,25 @@ class Purse:
 class Hold:
     """Bits reserved for one answer in each of its accounts, all or none."""
 
-    __slots__ = ("_purse", "accounts", "charged_bits", "closed", "expires_s", "left_bits")
+    __slots__ = ("_generation", "_purse", "accounts", "charged_bits", "closed", "expires_s", "left_bits")
 
     def __init__(self, purse: Purse, accounts: tuple[Account, ...]) -> None:
         self._purse = purse
+        self._generation = purse.generation
         self.accounts = accounts
         self.expires_s = min((a.expires_s for a in accounts if a.expires_s is not None), default=None)
         self.left_bits = 0
         self.charged_bits = 0
         self.closed = False
 
+    @property
+    def void(self) -> bool:
+        """Whether the purse was forfeited since: nothing can be reserved, charged or refunded."""
+        return self._generation != self._purse.generation
+
     def extend(self, bits: int) -> bool:
-        """Reserve `bits` more in every account, or in none. A closed hold takes nothing any more."""
-        if self.closed or self._purse.missing(self.accounts, bits):
+        """Reserve `bits` more in every account, or in none. A closed or void hold takes nothing any more."""
+        if self.closed or self.void or self._purse.missing(self.accounts, bits):
             return False
         for account in self.accounts:
             self._purse.move(account.id, reserved=bits)
@@ -135,7 +152,9 @@ class Hold:
         self.extend(min((self._purse.balance_bits(account.id) for account in self.accounts), default=0))
 
     def charge(self, bits: int) -> None:
-        """These bits leave now. Raises `ValueError` rather than charge more than is reserved."""
+        """These bits leave now. Raises `ValueError` rather than charge more than is reserved, or anything to a void hold."""
+        if self.void:
+            raise ValueError(f"charge of {bits} bits against a void hold")
         if not 0 <= bits <= self.left_bits:
             raise ValueError(f"charge of {bits} bits against a hold of {self.left_bits}")
         for account in self.accounts:
@@ -147,13 +166,14 @@ class Hold:
         """Settled cheaper than charged: the difference may be released again. Raises `ValueError` beyond the charge."""
         if not 0 <= bits <= self.charged_bits:
             raise ValueError(f"refund of {bits} bits against a charge of {self.charged_bits}")
-        for account in self.accounts:
-            self._purse.credit(account.id, bits)
+        if not self.void:
+            for account in self.accounts:
+                self._purse.credit(account.id, bits)
         self.charged_bits -= bits
 
     def close(self) -> None:
         """Give back what was reserved and not used, for good. Closing twice gives back once."""
         self.closed = True
-        for account in self.accounts:
+        for account in self.accounts if not self.void else ():
             self._purse.move(account.id, reserved=-self.left_bits)
         self.left_bits = 0

@@ -66,4 +66,5 @@ LEASE_MARGIN_S = 1.0  # taken off a lease's life, with a thousandth of it, for c
 CLOCK_STEP_S_MAX = 1.0  # of the wall clock against the one since boot, between two looks: beyond it, leases are dropped
 RECENT_S = 180.0  # how much of the audit log is read at start at least: three times the distance of two tallies
 TALLY_S = 60.0  # how often a process puts on the record what it holds
+LEASE_TRAFFIC_S = 10.0  # of traffic in hand: a store is asked a few times a minute, and may be away for a moment
 LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it

@@ -11,9 +11,9 @@ from gateway.ports import (
     AccountLimit,
     AccountState,
     Clock,
+    ClockBehind,
     Granted,
     LeaseState,
-    LedgerUnavailable,
     OverLimit,
     Wanted,
 )
@@ -119,6 +119,11 @@ class MemoryLedger:
         self._holders[holder] = now_s
         return sum(now_s - seen_s < HOLDER_S for seen_s in self._holders.values())
 
+    async def idle_s(self, holder: str) -> float | None:
+        """See `Ledger.idle_s`."""
+        seen_s = self._holders.get(holder)
+        return None if seen_s is None else self._clock.wall_s() - seen_s
+
     async def states(self, accounts: Collection[str] | None = None) -> Sequence[AccountState]:
         """See `Ledger.states`."""
         names = self._accounts.keys() if accounts is None else {n for n in accounts if n in self._accounts}
@@ -167,7 +172,7 @@ class MemoryLedger:
                 continue
             series = self._accounts[step.series]
             if step.number < series.newest_step - 1:
-                raise LedgerUnavailable(f"account {name} is over; is this gateway's clock behind?")
+                raise ClockBehind(f"account {name} is over; is this gateway's clock behind?")
             if step.number > series.newest_step:
                 counted = self._counting(step.series)
                 series.newest_step = step.number

@@ -7,7 +7,7 @@ import pytest
 from gateway.clock import SystemClock
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.sqlite import SqliteLedger
-from gateway.ports import AccountFrozen, AccountLimit, AccountState, Granted, LedgerUnavailable, OverLimit, Wanted
+from gateway.ports import AccountFrozen, AccountLimit, AccountState, ClockBehind, Granted, OverLimit, Wanted
 from policy.budget import Step
 
 BIG = 2**62
@@ -222,7 +222,7 @@ async def test_a_clock_that_is_one_step_behind_is_counted_and_one_further_behind
     await slide(ledger, 10, 1)
     assert isinstance(await slide(ledger, 9, 99), Granted)
     assert isinstance(await slide(ledger, 10, 1, lease="more"), OverLimit)
-    with pytest.raises(LedgerUnavailable, match="clock"):
+    with pytest.raises(ClockBehind):
         await slide(ledger, 8, 0)
 
 
@@ -274,6 +274,16 @@ async def test_a_lease_that_was_granted_before_the_freeze_is_still_told(ledger):
 
 async def test_holders_are_counted_once_each(ledger):
     assert [await ledger.beat(name) for name in ("one", "two", "one", "three")] == [1, 2, 2, 3]
+
+
+async def test_a_store_says_for_how_long_a_holder_has_been_silent(ledger):
+    assert await ledger.idle_s("one") is None
+    await ledger.beat("one")
+    await asyncio.sleep(0.05)
+    early = await ledger.idle_s("one")
+    await ledger.beat("one")
+    assert 0.04 < early < 10
+    assert 0 <= await ledger.idle_s("one") < early
 
 
 async def test_leases_are_listed_by_id_and_page_by_page(ledger):
