@@ -120,6 +120,8 @@ class Metrics:
         )
         self.reloads = Counter("weir_config_reloads", "Policy reloads by result.", ["result"], registry=r)
         self.reload_ok = Gauge("weir_config_last_reload_successful", "1 if the last reload was taken.", registry=r)
+        self.workers = Gauge("weir_workers", "Worker processes that serve; 0 without `--workers`.", registry=r)
+        self.worker_restarts = Counter("weir_worker_restarts", "Workers that died and were replaced.", registry=r)
         self.reload_at = Gauge(
             "weir_config_last_reload_success_timestamp_seconds", "When a policy was last taken.", registry=r
         )

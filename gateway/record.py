@@ -93,7 +93,9 @@ class Tally(Leaf, frozen=True, kw_only=True, tag="tally"):
     holder: str
     unspent_bits: dict[str, int]  # granted, and neither charged nor given back
     leases: dict[str, dict[str, int]]  # that are open: bits by account
-    answers: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]  # that are open: accounts, and the answers that they bear
+    answers: tuple[
+        tuple[tuple[str, ...], tuple[str, ...]], ...
+    ]  # that are open: accounts, and the answers that they bear
 
 
 class Opened(Leaf, frozen=True, kw_only=True, tag="opened"):

@@ -39,7 +39,9 @@ class _Fault(msgspec.Struct, frozen=True, array_like=True):
 class Channel(asyncio.Protocol):
     """One end. `answers` may be asked from the moment it is made; `faults` are the exceptions that cross as what they are."""
 
-    def __init__(self, *, answers: Answers, faults: tuple[type[Exception], ...], bug: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, *, answers: Answers, faults: tuple[type[Exception], ...], bug: Callable[[Exception], None]
+    ) -> None:
         self._answers = answers
         self._faults = {fault.__name__: fault for fault in faults}
         self._bug = bug  # told what an answering function raised that is not among `faults`
@@ -71,6 +73,10 @@ class Channel(asyncio.Protocol):
             waiting.set_exception(ChannelBroken(self._broken))
         # Shielded: a caller that is cancelled leaves its place free only when the other side has done what it was asked.
         return msgspec.msgpack.decode(await asyncio.shield(waiting), type=answer)
+
+    async def broken(self) -> None:
+        """Return when it is of no more use."""
+        await self._lost.wait()
 
     async def lost(self) -> None:
         """Return when the channel is broken and nothing that came over it is being done any more."""

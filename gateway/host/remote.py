@@ -6,7 +6,7 @@ A worker whose keeper is gone can neither be granted anything nor record anythin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ from gateway.ports import (
     OverLimit,
     Wanted,
 )
-from gateway.record import Entry, Leaf, lines
+from gateway.record import Entry, lines
 
 FAULTS = (LedgerUnavailable, NotGranted, AccountFrozen, ClockBehind, AuditFailed, KeyError, ValueError)
 
@@ -131,9 +131,7 @@ def answers(*, ledger: Ledger, audit: LineLog, holds: Callable[[str], None]) -> 
     return {
         Register: lambda asked: ledger.register(asked.limits),
         Grant: grant,
-        CloseLease: lambda asked: ledger.close_lease(
-            lease=asked.lease, holder=asked.holder, returned=asked.returned
-        ),
+        CloseLease: lambda asked: ledger.close_lease(lease=asked.lease, holder=asked.holder, returned=asked.returned),
         Beat: lambda asked: ledger.beat(asked.holder),
         Idle: idle,
         States: lambda asked: ledger.states(asked.accounts),
