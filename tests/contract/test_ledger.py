@@ -1,10 +1,14 @@
 """What every ledger promises, whichever store is behind it."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.host.channel import open_channel
+from gateway.host.remote import FAULTS, RemoteLedger, answers
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountFrozen, AccountLimit, AccountState, ClockBehind, Granted, OverLimit, Wanted
@@ -14,11 +18,31 @@ BIG = 2**62
 STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "remote"])
 async def ledger(request, tmp_path):
-    made = MemoryLedger(clock=SystemClock()) if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
-    yield made
+    made = SqliteLedger(tmp_path / "ledger.db") if request.param == "sqlite" else MemoryLedger(clock=SystemClock())
+    if request.param == "remote":
+        async with over_channel(made) as remote:
+            yield remote
+    else:
+        yield made
     await made.close()
+
+
+@contextlib.asynccontextmanager
+async def over_channel(kept):
+    """As a worker has the ledger of its keeper."""
+
+    def bug(fault):
+        raise fault
+
+    table = answers(ledger=kept, audit=None, holds=lambda holder: None)
+    ours, theirs = socket.socketpair()
+    keeper = await open_channel(ours, answers=table, faults=FAULTS, bug=bug)
+    worker = await open_channel(theirs, answers={}, faults=FAULTS, bug=bug)
+    yield RemoteLedger(worker)
+    worker.close()
+    await keeper.lost()
 
 
 async def register(ledger, **limits):
