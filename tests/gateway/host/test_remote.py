@@ -53,9 +53,7 @@ def entry(number):
 
 async def test_what_workers_append_at_once_is_flushed_together_and_stays_in_each_ones_order(keeper):
     logs = [RemoteAuditLog(await keeper.worker()) for _ in range(4)]
-    appends = [
-        logs[worker].append([entry(1000 * worker + number)]) for number in range(100) for worker in range(4)
-    ]
+    appends = [logs[worker].append([entry(1000 * worker + number)]) for number in range(100) for worker in range(4)]
     await asyncio.gather(*appends)
     order = [leaf["at_ms"] for leaf in leaves(keeper.directory)]
     assert len(order) == 400

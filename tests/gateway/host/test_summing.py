@@ -37,9 +37,7 @@ def page(own, workers=(), *, ended=None):
     """What Prometheus would read: samples by name and labels, and families by name."""
     everybody = Everybody(own.registry, list(workers), ended or {})
     families = list(text_string_to_metric_families(generate_latest(everybody).decode()))
-    samples = {
-        (s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples
-    }
+    samples = {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
     return samples, {family.name: family for family in families}
 
 
@@ -65,7 +63,9 @@ def test_counters_of_all_processes_are_added_up(own):
 def test_histograms_are_added_bucket_by_bucket_and_their_buckets_stay_in_order(own):
     samples, families = page(own, [worker(lag_s=[0.004, 0.3]), worker(lag_s=[0.004])])
     assert value(samples, "weir_tick_lag_seconds_bucket", le="0.005") == 2
-    assert value(samples, "weir_tick_lag_seconds_bucket", le="+Inf") == value(samples, "weir_tick_lag_seconds_count") == 3
+    assert (
+        value(samples, "weir_tick_lag_seconds_bucket", le="+Inf") == value(samples, "weir_tick_lag_seconds_count") == 3
+    )
     assert value(samples, "weir_tick_lag_seconds_sum") == pytest.approx(0.308)
     buckets = [s for s in families["weir_tick_lag_seconds"].samples if s.name.endswith("_bucket")]
     assert [float(s.labels["le"]) for s in buckets] == sorted(float(s.labels["le"]) for s in buckets)
