@@ -85,6 +85,14 @@ def settled(gateway: Gateway, count: int) -> list[dict[str, Any]]:
     return until(found, what=f"{count} answers are settled")
 
 
+def charged_bits(gateway: Gateway) -> int:
+    """What the record says has left, settled as far as it has been."""
+    leaves = gateway.audit()
+    released = sum(leaf["charged_bits"] for leaf in leaves if leaf["type"] == "released")
+    parting = sum(leaf["parting_bits"] for leaf in leaves if leaf["type"] == "closed")
+    return released + parting - sum(leaf["refunded_bits"] for leaf in leaves if leaf["type"] == "settled")
+
+
 def test_what_all_workers_do_is_on_one_page_and_on_one_record(backend: Backend, start_workers: StartWorkers) -> None:
     gateway = start_workers()
     assert len(gateway.children) == WORKERS
@@ -158,8 +166,7 @@ def test_a_worker_that_dies_is_replaced_and_its_counters_stay(backend: Backend, 
     died = [line for line in gateway.log() if line["event"] == "worker died"]
     assert [line["status"] for line in died] == [-signal.SIGKILL] * 2
     # What the dead held and had not spent went back, so all that counts is what was charged.
-    charged = sum(leaf["charged_bits"] for leaf in gateway.audit() if leaf["type"] == "settled")
-    assert gateway.used_bits() == charged
+    assert gateway.used_bits() == charged_bits(gateway)
     assert sum(holders_of(gateway, "recovered").values()) == 2
 
 
@@ -204,9 +211,8 @@ def test_a_drain_lets_every_worker_finish(backend: Backend, start_workers: Start
         assert answer.complete
         assert answer.text == TEXT * 2
     assert gateway.wait() == 0
-    leaves = gateway.audit()
     assert len(holders_of(gateway, "stopped")) == WORKERS
-    charged = sum(leaf["charged_bits"] for leaf in leaves if leaf["type"] == "settled")
+    charged = charged_bits(gateway)
     gateway.start()
     assert gateway.used_bits() == gateway.used_bits("model", "m") == charged
     assert gateway.account("tenant", "alice")["leased_bits"] == 0
@@ -221,7 +227,7 @@ def test_a_second_signal_does_not_wait_for_answers(backend: Backend, start_worke
     gateway.signal(signal.SIGTERM)
     assert gateway.wait(10) == 0
     assert not any(read(stream).complete for stream in streams)
-    charged = sum(leaf["charged_bits"] for leaf in gateway.audit() if leaf["type"] == "released")
+    charged = charged_bits(gateway)
     assert charged <= gateway.start().used_bits() <= charged + 1000, "what was held and had not left went back"
 
 
