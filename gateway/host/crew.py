@@ -124,7 +124,8 @@ class Crew:
             worker = await self._start(number)
             status = await worker.process.wait()
             await worker.channel.lost()  # what it had asked for is done, and nothing of it comes later
-            served_s = self._clock.monotonic_s() - (worker.serving_since_s or self._clock.monotonic_s())
+            since_s = worker.serving_since_s
+            soon = since_s is None or self._clock.monotonic_s() - since_s < WORKER_SOON_S
             del self.workers[number]
             self._changed(len(self.serving))
             if self._ending.is_set():
@@ -132,8 +133,8 @@ class Crew:
                 return
             if not self._all_serve.is_set():
                 raise CannotServe(f"worker {number} ended with status {status} before it served")
-            deaths = deaths + 1 if served_s < WORKER_SOON_S else 0
-            delay_s = min(2.0 ** (deaths - 2), WORKER_RESTART_S_MAX) if deaths > 1 else 0.0
+            deaths = deaths + 1 if soon else 0
+            delay_s = min(2.0 ** min(deaths - 2, 10), WORKER_RESTART_S_MAX) if deaths > 1 else 0.0
             log.problem("worker died", worker=number, pid=worker.process.pid, status=status, restart_in_s=delay_s)
             await self._died(worker)
             await self._pause(delay_s)
