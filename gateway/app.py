@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,7 +32,8 @@ from gateway.ledger.sqlite import SqliteLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
-from gateway.record import PolicyLoaded, Refusals, Started, Stopped
+from gateway.record import PolicyLoaded, Refusals, Started, Stopped, Tally
+from gateway.recovery import recover
 from gateway.refills import Refills
 from gateway.relay import Relay
 from gateway.serving import serving
@@ -41,7 +42,7 @@ from gateway.settle import Settler
 from gateway.status import Status
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
-from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX
+from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
 from policy.rules import Address, Policy, UnixAddress
 from policy.rules import MemoryLedger as MemoryLedgerRules
 
@@ -73,17 +74,27 @@ class Gateway:
         self.clock: Clock = SystemClock()
         meters = meters_of(policy)
         self.codes = codes_digest(policy, meters)
-        self.ledger = kept.ledger if kept is not None else ledger_of(policy, codes=self.codes)
+        self.ledger = kept.ledger if kept is not None else ledger_of(policy, codes=self.codes, clock=self.clock)
         self._audit = kept.audit if kept is not None else SegmentLog(Path(policy.audit.directory))
         self.tick = Tick(
             clock=self.clock,
             audit=self._audit,
             metrics=self.metrics,
             tick_s=policy.release.tick_s,
+            usable=self._usable,
             short=self._refill,
         )
-        self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush)
-        self._refills = Refills(leases=self.leases, metrics=self.metrics, enlist=self.tick.enlist, log=log.problem)
+        self.leases = Leases(
+            ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush, log=log.problem
+        )
+        self._refills = Refills(
+            leases=self.leases,
+            metrics=self.metrics,
+            enlist=self.tick.enlist,
+            record=self.tick.record,
+            clock=self.clock,
+            log=log.problem,
+        )
         self._scorer = HttpScorer(policy.scorer) if policy.scorer is not None else None
         self.settler = Settler(
             meters=meters, scorer=self._scorer, clock=self.clock, metrics=self.metrics, record=self.tick.record
@@ -189,18 +200,22 @@ class Gateway:
         return None
 
     async def _begin(self) -> None:
+        await self.leases.register(self.serving.accounts.all(now_s=self.clock.wall_s()))
+        if self._kept is None:
+            await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock)
         self.metrics.build.info({"version": version("weir"), "policy": self.serving.policy.digest, "codes": self.codes})
         self.tick.record(
             Started(
                 at_ms=self._now_ms(),
+                holder=self.leases.holder,
                 version=version("weir"),
                 policy=self.serving.policy.digest,
                 codes=self.codes,
-                boot_id=_boot_id(),
+                boot_id=self.clock.boot_id(),
             )
         )
+        await self.leases.refresh()
         await self._connect(self.serving.policy)
-        await self.leases.register(self.serving.accounts.all(now_s=self.clock.wall_s()))
         self.metrics.reload_ok.set(1)
         self.metrics.reload_at.set(self.clock.wall_s())
 
@@ -250,6 +265,7 @@ class Gateway:
             tasks.create_task(self.tick.run())
             tasks.create_task(self.settler.run())
             tasks.create_task(self.settler.score())
+            tasks.create_task(self._keep_leases())
             tasks.create_task(self._keep_house())
 
     async def _drain(self, sites: Sequence[web.BaseSite], core: asyncio.Task[None]) -> None:
@@ -267,8 +283,12 @@ class Gateway:
         await public._runner.cleanup()  # noqa: SLF001  aiohttp gives a site no public way to its runner
         core.cancel()
         await _ended(core)
-        await self.leases.close()
-        self.tick.record(Stopped(at_ms=self._now_ms()))
+        try:
+            await self.leases.close()
+        except LedgerUnavailable as fault:
+            # The log has what did not leave. The next start reads it there, and tells the ledger.
+            log.problem("ledger unavailable; what is left of the leases goes back at the next start", error=str(fault))
+        self.tick.record(Stopped(at_ms=self._now_ms(), holder=self.leases.holder))
         await self.tick.flush()
         for site in admin:
             await site._runner.cleanup()  # noqa: SLF001
@@ -281,12 +301,20 @@ class Gateway:
         await self._audit.close()
         log.event("stopped")
 
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_REFRESH_S)
+            try:
+                await self.leases.refresh()
+            except LedgerUnavailable as fault:
+                self.metrics.ledger_errors.inc()
+                log.problem("ledger unavailable", error=str(fault))
+
     async def _keep_house(self) -> None:
         before: dict[str, int] = {}
+        tallied_s = self.clock.monotonic_s()
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            with suppress(LedgerUnavailable):  # readiness says so already; the leases keep
-                await self.leases.tidy()
             now = self.metrics.refused()
             counts = {reason: count - before.get(reason, 0) for reason, count in now.items()}
             before = now
@@ -294,6 +322,19 @@ class Gateway:
                 self.tick.record(
                     Refusals(at_ms=self._now_ms(), counts={reason: n for reason, n in counts.items() if n})
                 )
+            if self.clock.monotonic_s() - tallied_s >= TALLY_S:
+                tallied_s = self.clock.monotonic_s()
+                self.tick.record(self._tally())
+
+    def _tally(self) -> Tally:
+        """Everything in it is what the leaves before it add up to. Nothing may be awaited while it is taken."""
+        return Tally(
+            at_ms=self._now_ms(),
+            holder=self.leases.holder,
+            unspent_bits=self.leases.unspent_bits(),
+            leases=self.leases.open_leases(),
+            answers=self.relay.open_answers(),
+        )
 
     async def _held(self) -> Holdings:
         return self.holdings()
@@ -303,6 +344,9 @@ class Gateway:
 
     def _refill(self, session: Session) -> None:
         self._refills.start(session)  # tick and refills know each other only through this
+
+    def _usable(self) -> bool:
+        return self.leases.usable()  # and tick and leases through this
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -373,10 +417,21 @@ def bound(address: Address, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def ledger_of(policy: Policy, *, codes: str) -> Ledger:
+async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders: Collection[str] | None = None) -> None:
+    """What these holders (or all of this log) left behind when they crashed goes back, as far as the log proves it."""
+    recovery = await recover(ledger=ledger, audit=audit, clock=clock, holders=holders)
+    if recovery.returned_bits:
+        log.event("recovered", returned_bits=dict(recovery.returned_bits))
+    for holder in recovery.stale:
+        log.problem(
+            "this audit log is older than what the ledger heard from its holder; nothing is returned", holder=holder
+        )
+
+
+def ledger_of(policy: Policy, *, codes: str, clock: Clock) -> Ledger:
     """The store that the policy names."""
     if isinstance(policy.ledger, MemoryLedgerRules):
-        return MemoryLedger()
+        return MemoryLedger(clock=clock)
     return SqliteLedger(Path(policy.ledger.path), codes=codes)
 
 
@@ -398,7 +453,3 @@ def unchangeable(before: Policy, after: Policy) -> list[str]:
     """What a reload cannot change, because open answers or files depend on it."""
     names = ("listen", "admin", "release", "meters", "dictionary", "scorer", "audit", "ledger")
     return [name for name in names if getattr(before, name) != getattr(after, name)]
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

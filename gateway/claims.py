@@ -68,7 +68,7 @@ class Claims:
         """C2, from the store: granted bits count as charged, since a crash may have let them leave."""
         account = serving.accounts.of_model(model, now_s=self._clock.wall_s())[index]
         of_account = held.of(account.id)
-        bits = max(debited.get(account.id, 0) - of_account.leased_bits - of_account.reserved_bits, 0)
+        bits = max(debited.get(account.counted_in, 0) - of_account.leased_bits - of_account.reserved_bits, 0)
         since = (
             "Since this ledger began"
             if account.expires_s is None

@@ -17,7 +17,7 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from gateway import log
-from gateway.app import bound, codes_digest, ledger_of, meters_of, port_of, site_on, unchangeable
+from gateway.app import bound, codes_digest, ledger_of, meters_of, port_of, settle_past, site_on, unchangeable
 from gateway.audit.segments import SegmentLog
 from gateway.claims import Claims
 from gateway.clock import SystemClock
@@ -45,7 +45,6 @@ from gateway.host.summing import Values, lasting, summed
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
 from gateway.record import Entry, PolicyLoaded, lines
-from gateway.recovery import recover
 from gateway.serving import serving
 from gateway.status import Status
 from policy.limits import DRAIN_S_MAX, WORKER_COLLECT_S
@@ -80,7 +79,7 @@ class Keeper:
         self.serving = serving(config.policy, parameters=config.parameters)
         self.codes = codes_digest(config.policy, meters_of(config.policy))
         self._public, self._port = _public(config.policy.listen)
-        self.ledger = ledger_of(config.policy, codes=self.codes)
+        self.ledger = ledger_of(config.policy, codes=self.codes, clock=self.clock)
         self._audit = SegmentLog(Path(config.policy.audit.directory))
         self._crew = Crew(
             count=workers,
@@ -170,7 +169,7 @@ class Keeper:
             raise
 
     async def _begin(self) -> None:
-        await recover(ledger=self.ledger, audit=self._audit, clock=self.clock)
+        await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock)
         await self._register(self._config)
         self._take(self._config)
 
@@ -238,7 +237,7 @@ class Keeper:
         while worker.holders and self._failed is None:
             try:
                 async with self._recovering:
-                    await recover(ledger=self.ledger, audit=self._audit, clock=self.clock, holders=worker.holders)
+                    await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock, holders=worker.holders)
             except LedgerUnavailable as fault:
                 self.metrics.ledger_errors.inc()
                 log.problem("a dead worker's leases cannot be given back yet", worker=worker.number, error=str(fault))

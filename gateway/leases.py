@@ -1,26 +1,53 @@
 """Keeps this process's purse filled from the ledger: a grant debits the store, durably, before a bit of it may leave.
 
-What a crash means here: everything granted stays spent. Only an orderly close gives the rest back, and it is written to
-the audit log first.
+What a crash means here: everything granted stays spent, until a recovery proves from the audit log what did not leave.
+What goes back in an orderly way is written to the log first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-from gateway.ports import AccountLimit, Clock, Granted, Ledger, OverLimit, Wanted
-from gateway.record import Leaf, LeaseClosed, LeaseGranted
+from gateway.ports import (
+    AccountLimit,
+    Clock,
+    Granted,
+    Ledger,
+    LedgerUnavailable,
+    NotGranted,
+    OverLimit,
+    Wanted,
+)
+from gateway.record import Forfeited, Leaf, LeaseClosed, LeaseGranted
+from gateway.vigil import Vigil
 from policy.budget import Account, Hold, Purse
-from policy.limits import LEASE_PARTS
+from policy.codelength import BITS_PER_BYTE
+from policy.leasing import Demand, stock_bits
+from policy.limits import FLOW_BLOCK_BYTES, LEASE_MARGIN_S, LEASE_S, LEASES_KEPT
 
-LEASES_KEPT = 64  # more than the answers that are usually open or waiting to be settled
+BLOCK_BITS_MIN = BITS_PER_BYTE * FLOW_BLOCK_BYTES  # what a stream reserves at a time
+
+
+@dataclass(slots=True)
+class _Stock:
+    """What this holder has had of one account."""
+
+    account: Account
+    demand: Demand
+    remaining_bits: int  # in the store, when it was last heard
+    leases: dict[str, int] = field(default_factory=dict)  # open, oldest first: bits
+    granted_bits: int = 0  # sum over the open leases
+    counted_bits: int = 0  # of them, what the demand has been told is spent
+    block_bits: int = BLOCK_BITS_MIN  # the largest reservation of late
+    wanted_bits: int = 0  # to have at hand beyond reservations; 0 near the end of a budget
 
 
 class Leases:
-    """The leases of one process. Methods raise `LedgerUnavailable` when the store does."""
+    """The leases of one process. Methods raise `LedgerUnavailable` when the store does, or when what is held is too old."""
 
     def __init__(
         self,
@@ -29,17 +56,26 @@ class Leases:
         clock: Clock,
         record: Callable[[Leaf], None],
         flush: Callable[[], Awaitable[None]],
+        log: Callable[..., None],
     ) -> None:
         self.purse = Purse()
+        self.holder = secrets.token_hex(16)
         self._ledger = ledger
         self._clock = clock
         self._record = record
         self._flush = flush
-        self._holder = secrets.token_hex(16)
-        self._open: dict[str, Mapping[str, int]] = {}
-        self._granted_bits: Counter[str] = Counter()  # by account, over the open leases
+        self._log = log
+        self._vigil = Vigil(clock)
+        self._stocks: dict[str, _Stock] = {}
         self._registered: dict[str, int] = {}
         self._refilling = asyncio.Lock()  # one grant at a time: those who wait behind it find the purse filled
+        self._unanswered: tuple[str, Mapping[str, Wanted]] | None = (
+            None  # a lease of which nobody knows if it was granted
+        )
+        self._closing: dict[str, dict[str, int]] = {}  # on the record as closed; the store has not confirmed it yet
+        self._prefetching: asyncio.Task[None] | None = None
+        self._holders = 1
+        self._until_s = clock.monotonic_s() + LEASE_S
 
     async def register(self, accounts: Sequence[Account]) -> Sequence[str]:
         """Make accounts known to the store, or change their limits: at start and by a reload, when a policy comes into force.
@@ -49,23 +85,33 @@ class Leases:
         changed = [account for account in accounts if self._registered.get(account.id) != account.limit_bits]
         if not changed:
             return ()
-        limits = [AccountLimit(account=account.id, limit_bits=account.limit_bits) for account in changed]
+        limits = [AccountLimit(account=a.id, limit_bits=a.limit_bits, step=a.step) for a in changed]
         raised = await self._ledger.register(limits)
         self._registered |= {account.id: account.limit_bits for account in changed}
         return raised
 
+    def usable(self) -> bool:
+        """Whether what is held may be spent now: not if a clock jumped or the machine slept, not without word from the store.
+
+        A process that was stopped or copied must not spend by what it remembers: then it drops everything and begins anew.
+        """
+        cause = self._vigil.look()
+        if cause is not None:
+            self._forfeit(cause)
+        return self._clock.monotonic_s() < self._until_s
+
     async def reserve(self, accounts: tuple[Account, ...], *, least_bits: int, most_bits: int) -> Hold | OverLimit:
         """Hold between `least_bits` and `most_bits`, the same in every account, or nothing in any."""
-        hold = self.purse.reserve(accounts, most_bits)
-        if hold is not None:
-            return hold
-        over = await self.fill(accounts, bits=most_bits)
-        # No await from here to the reservation: nobody can take what is being counted.
-        affordable_bits = min(self.purse.balance_bits(account.id) for account in accounts)
-        if over is not None and affordable_bits < least_bits:
-            return over
-        hold = self.purse.reserve(accounts, min(most_bits, affordable_bits))
-        assert hold is not None
+        hold = self.purse.reserve(accounts, most_bits) if self.usable() else None
+        if hold is None:
+            over = await self.fill(accounts, bits=most_bits)
+            # No await from here to the reservation: nobody can take what is being counted.
+            affordable_bits = min(self.purse.balance_bits(account.id) for account in accounts)
+            if over is not None and affordable_bits < least_bits:
+                return over
+            hold = self.purse.reserve(accounts, min(most_bits, affordable_bits))
+            assert hold is not None
+        self._prefetch(accounts)
         return hold
 
     async def fill(self, accounts: tuple[Account, ...], *, bits: int) -> OverLimit | None:
@@ -74,71 +120,239 @@ class Leases:
         `OverLimit` if the store has no more; whatever it still had is in the purse then.
         """
         async with self._refilling:
+            if not self.usable():
+                await self._hear()
             while missing := self.purse.missing(accounts, bits):
-                await self.register([account for account in accounts if account.id not in self._registered])
-                wanted = {
-                    account.id: Wanted(least_bits=1, most_bits=missing[account.id] + account.limit_bits // LEASE_PARTS)
-                    for account in accounts
-                    if account.id in missing
-                }
-                # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
-                granted = await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
-                if isinstance(granted, OverLimit):
-                    return granted
+                over = await self._fetch([account for account in accounts if account.id in missing], bits)
+                if over is not None:
+                    return over
             return None
 
+    async def refresh(self) -> None:
+        """Hear from the store how it stands, and give back what is not needed. Every few seconds."""
+        cause = self._vigil.look_at_boot()
+        if cause is not None:
+            self._forfeit(cause)
+        await self._hear()
+        await self.tidy()
+
     async def tidy(self) -> None:
-        """Close the leases that are used up, with nothing returned: what is left in the purse fits into younger ones.
-
-        The youngest are kept, so that what answers get back when they are settled has a lease to go back through.
-        """
-        used_up = []
-        for lease, granted in list(self._open.items())[: max(len(self._open) - LEASES_KEPT, 0)]:
-            if not all(self._spare_bits(account) >= bits for account, bits in granted.items()):
-                break
-            for account, bits in granted.items():
-                self._granted_bits[account] -= bits
-            used_up.append(lease)
-        for lease in used_up:
-            del self._open[lease]
-        await asyncio.gather(
-            *(self._ledger.close_lease(lease=lease, holder=self._holder, returned={}) for lease in used_up)
-        )
-
-    def _spare_bits(self, account: str) -> int:
-        """How much of what open leases brought has left for good."""
-        kept_bits = self.purse.balance_bits(account) + self.purse.reserved_bits(account)
-        return self._granted_bits[account] - kept_bits
+        """Close leases that are used up, and give back what is held for nothing: other holders may need it."""
+        async with self._refilling:  # what is being fetched for somebody must be there when they look
+            for stock in self._stocks.values():
+                self._plan(stock)
+                self._close_used_up(stock)
+                self._give_back(stock, self._excess_bits(stock))
+            for name in [name for name, stock in self._stocks.items() if not self._matters(stock)]:
+                del self._stocks[name]
+                self._registered.pop(name, None)
+        await self._confirm()
 
     async def close(self) -> None:
         """Give back what is left of every lease. Only when nothing can leave any more."""
-        await self.tidy()
-        returns = {lease: self._return(lease, granted) for lease, granted in self._open.items()}
-        await self._flush()  # what the log does not know as returned must not be returned
-        await asyncio.gather(
-            *(
-                self._ledger.close_lease(lease=lease, holder=self._holder, returned=returned)
-                for lease, returned in returns.items()
+        for stock in self._stocks.values():
+            self._give_back(stock, self.purse.balance_bits(stock.account.id))
+            for lease in list(stock.leases):
+                self._close_lease(stock, lease, 0)
+        self._stocks.clear()
+        await self._confirm()
+
+    def open_leases(self) -> dict[str, dict[str, int]]:
+        """The open leases: their bits by account."""
+        leases: dict[str, dict[str, int]] = {}
+        for name, stock in self._stocks.items():
+            for lease, bits in stock.leases.items():
+                leases.setdefault(lease, {})[name] = bits
+        return leases
+
+    def unspent_bits(self) -> dict[str, int]:
+        """What this holder has been granted and has neither charged nor given back, by account."""
+        return {name: bits for name in self._stocks if (bits := self.purse.unspent_bits(name))}
+
+    async def _hear(self) -> None:
+        sent_s = self._clock.monotonic_s()
+        self._holders = await self._ledger.beat(self.holder)
+        states = {state.account: state for state in await self._ledger.states(list(self._stocks))}
+        for name, stock in self._stocks.items():
+            state = states.get(stock.account.counted_in)
+            if state is not None and name in states:
+                stock.remaining_bits = max(state.limit_bits - state.debited_bits, 0)
+        self._heard(sent_s)
+
+    def _heard(self, sent_s: float) -> None:
+        """Counted from when the store was asked: it may have answered at once, and the answer taken long."""
+        self._until_s = max(self._until_s, sent_s + LEASE_S * (1 - 1 / 1000) - LEASE_MARGIN_S)
+
+    def _stock(self, account: Account) -> _Stock:
+        stock = self._stocks.get(account.id)
+        if stock is None:
+            demand = Demand(now_s=self._clock.monotonic_s())
+            stock = self._stocks[account.id] = _Stock(account, demand, account.limit_bits)
+        stock.account = account  # its limit may have changed
+        return stock
+
+    async def _fetch(self, accounts: Sequence[Account], bits: int) -> OverLimit | None:
+        """One grant for what these accounts lack of `bits`, and for some traffic beyond it. Under the lock."""
+        await self.register([account for account in accounts if account.id not in self._registered])
+        wanted = {}
+        for account in accounts:
+            stock = self._stock(account)
+            stock.block_bits = max(stock.block_bits, bits)
+            self._plan(stock)
+            lack_bits = max(bits - self.purse.balance_bits(account.id), 0) + stock.wanted_bits
+            wanted[account.id] = Wanted(least_bits=1, most_bits=max(lack_bits, 1))
+        # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
+        return await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
+
+    async def _grant(self, wanted: Mapping[str, Wanted]) -> OverLimit | None:
+        lease, asked = self._unanswered or (secrets.token_hex(16), wanted)
+        self._unanswered = lease, asked
+        holder, sent_s = self.holder, self._clock.monotonic_s()
+        try:
+            answer = await self._ledger.grant(lease=lease, holder=holder, wanted=asked)
+        except NotGranted:
+            self._unanswered = None
+            raise
+        if self.holder != holder:
+            return None  # forfeited meanwhile: the grant is spent, and nobody uses it
+        self._unanswered = None
+        self._heard(sent_s)
+        if isinstance(answer, OverLimit):
+            return answer if asked is wanted else None  # an earlier question's answer says nothing about this one
+        self._take(answer)
+        return None
+
+    def _take(self, granted: Granted) -> None:
+        for name, bits in granted.bits.items():
+            stock = self._stocks.get(name)
+            if stock is None:  # an answer that came late, for a window that is over: nobody will use it
+                continue
+            self.purse.credit(name, bits)
+            stock.granted_bits += bits
+            stock.leases[granted.lease] = bits
+            stock.remaining_bits = granted.remaining_bits[name]
+        self._record(
+            LeaseGranted(
+                at_ms=self._now_ms(),
+                lease=granted.lease,
+                holder=self.holder,
+                bits=dict(granted.bits),
+                fences=dict(granted.fences),
             )
         )
-        self._open.clear()
 
-    def _return(self, lease: str, granted: Mapping[str, int]) -> Mapping[str, int]:
-        returned = {account: min(bits, self.purse.balance_bits(account)) for account, bits in granted.items()}
-        for account, bits in returned.items():
-            self.purse.debit(account, bits)
-        self._record(LeaseClosed(at_ms=self._now_ms(), lease=lease, returned=returned))
-        return returned
+    def _prefetch(self, accounts: tuple[Account, ...]) -> None:
+        """Ask for more before the stock runs out, so that no answer waits for the store."""
+        if self._refilling.locked() or (self._prefetching is not None and not self._prefetching.done()):
+            return
+        low = []
+        for account in accounts:
+            stock = self._stocks.get(account.id)
+            if stock is not None and self.purse.balance_bits(account.id) * 2 < stock.wanted_bits:
+                low.append(account)
+        if low:
+            self._prefetching = asyncio.create_task(self._fetch_ahead(low))
 
-    async def _grant(self, wanted: Mapping[str, Wanted]) -> Granted | OverLimit:
-        answer = await self._ledger.grant(lease=secrets.token_hex(16), holder=self._holder, wanted=wanted)
-        if isinstance(answer, Granted):
-            for account, bits in answer.bits.items():
-                self.purse.credit(account, bits)
-                self._granted_bits[account] += bits
-            self._open[answer.lease] = answer.bits
-            self._record(LeaseGranted(at_ms=self._now_ms(), lease=answer.lease, bits=dict(answer.bits)))
-        return answer
+    async def _fetch_ahead(self, accounts: Sequence[Account]) -> None:
+        async with self._refilling:
+            with suppress(LedgerUnavailable):  # whoever needs it will find out, and say so
+                await self._fetch(accounts, 0)
+
+    def _plan(self, stock: _Stock) -> None:
+        """Decide how much to hold of an account, by what is spent of it and by what is left."""
+        now_s = self._clock.monotonic_s()
+        spent_bits = self._spent_bits(stock)
+        stock.demand.spend(spent_bits - stock.counted_bits, now_s=now_s)
+        stock.counted_bits = spent_bits
+        stock.wanted_bits = stock_bits(
+            demand_bits=stock.demand.bits(now_s=now_s),
+            block_bits=stock.block_bits,
+            remaining_bits=stock.remaining_bits,
+            holders=self._holders,
+            limit_bits=stock.account.limit_bits,
+        )
+
+    def _close_used_up(self, stock: _Stock) -> None:
+        """The oldest leases whose bits have all left: what is unspent fits into younger ones.
+
+        The youngest are kept, so that what answers get back when they are settled has a lease to go back through.
+        """
+        kept = 0 if self._over(stock) else LEASES_KEPT
+        for lease, bits in list(stock.leases.items())[: max(len(stock.leases) - kept, 0)]:
+            if bits > self._spent_bits(stock):
+                return
+            self._close_lease(stock, lease, 0)
+
+    def _excess_bits(self, stock: _Stock) -> int:
+        """What should go back: all of a window that is over; else what is far more than will be needed."""
+        keep_bits = 0 if self._over(stock) else stock.wanted_bits
+        balance_bits = self.purse.balance_bits(stock.account.id)
+        if balance_bits <= 2 * keep_bits:
+            return 0
+        stock.block_bits = BLOCK_BITS_MIN  # a large answer of long ago is no reason to hold much
+        return balance_bits - keep_bits
+
+    def _give_back(self, stock: _Stock, bits: int) -> None:
+        """Through the youngest leases. A lease closes once, so what is not given back through it must have been spent.
+
+        Where it was not, the lease goes back whole, if it is all there.
+        """
+        for lease, granted_bits in reversed(list(stock.leases.items())):
+            if bits <= 0:
+                return
+            part_bits = min(granted_bits, bits)
+            if granted_bits - part_bits > self._spent_bits(stock):
+                part_bits = granted_bits
+            if part_bits <= self.purse.balance_bits(stock.account.id):
+                self._close_lease(stock, lease, part_bits)
+                bits -= part_bits
+
+    def _close_lease(self, stock: _Stock, lease: str, returned_bits: int) -> None:
+        """On the record and out of the purse at once; the store is told when the record is durable."""
+        name = stock.account.id
+        granted_bits = stock.leases.pop(lease)
+        self.purse.debit(name, returned_bits)
+        stock.granted_bits -= granted_bits
+        stock.counted_bits -= granted_bits - returned_bits  # neither closing nor going back is spending; see `_plan`
+        self._closing.setdefault(lease, {})[name] = returned_bits
+        self._record(LeaseClosed(at_ms=self._now_ms(), lease=lease, holder=self.holder, returned={name: returned_bits}))
+
+    def _spent_bits(self, stock: _Stock) -> int:
+        """How much of what the open leases brought has left. Below zero if refunds came after their leases were closed."""
+        return stock.granted_bits - self.purse.unspent_bits(stock.account.id)
+
+    def _over(self, stock: _Stock) -> bool:
+        return stock.account.expires_s is not None and self._clock.wall_s() >= stock.account.expires_s
+
+    def _matters(self, stock: _Stock) -> bool:
+        return not self._over(stock) or self.purse.unspent_bits(stock.account.id) > 0
+
+    async def _confirm(self) -> None:
+        """Tell the store of the leases that are closed. A crash before it: recovery reads them in the log, and tells it."""
+        closing, holder = dict(self._closing), self.holder
+        if not closing:
+            return
+        await self._flush()  # what the log does not know as returned must not be returned
+        answers = await asyncio.gather(
+            *(self._ledger.close_lease(lease=lease, holder=holder, returned=r) for lease, r in closing.items()),
+            return_exceptions=True,
+        )
+        for lease, answer in zip(closing, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer  # it and the rest are tried again
+            self._closing.pop(lease, None)
+
+    def _forfeit(self, cause: str) -> None:
+        """Nothing that is held may be spent, nor given back: a copy of this process may be spending it."""
+        successor = secrets.token_hex(16)
+        self._record(Forfeited(at_ms=self._now_ms(), holder=self.holder, successor=successor, cause=cause))
+        self._log("leases forfeited", cause=cause, bits=self.unspent_bits())
+        self.purse.forfeit()
+        self.holder = successor
+        self._stocks.clear()
+        self._closing.clear()
+        self._unanswered = None
+        self._until_s = self._clock.monotonic_s() + LEASE_S
 
     def _now_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from gateway.leases import Leases
 from gateway.metrics import Metrics
-from gateway.ports import LedgerUnavailable
+from gateway.ports import Clock, LedgerUnavailable
+from gateway.record import Leaf, Renewed
 from gateway.session import Budget, BudgetGone, Session, closing_bits
 
 
@@ -15,11 +16,20 @@ class Refills:
     """Runs beside the tick, which must never wait for a store."""
 
     def __init__(
-        self, *, leases: Leases, metrics: Metrics, enlist: Callable[[Session], None], log: Callable[..., None]
+        self,
+        *,
+        leases: Leases,
+        metrics: Metrics,
+        enlist: Callable[[Session], None],
+        record: Callable[[Leaf], None],
+        clock: Clock,
+        log: Callable[..., None],
     ) -> None:
         self._leases = leases
         self._metrics = metrics
         self._enlist = enlist
+        self._record = record
+        self._clock = clock
         self._log = log
         self._running: set[asyncio.Task[None]] = set()
 
@@ -58,8 +68,8 @@ class Refills:
         fresh = tuple(account for account in accounts if account.id not in before)
         await self._leases.fill(fresh, bits=wanted_bits)
         # No await from here: what the old hold gives back cannot be taken by anybody else.
-        if session.hold.closed:
-            return
+        if session.hold.closed or session.hold.void:
+            return  # the answer is over, or will be told that its budget is gone
         purse = self._leases.purse
         kept_bits = session.hold.left_bits
         session.hold.close()
@@ -71,4 +81,11 @@ class Refills:
             session.fail(BudgetGone())
             return
         session.renew(hold)
+        self._record(
+            Renewed(
+                at_ms=int(self._clock.wall_s() * 1000),
+                answer=session.identity.id,
+                accounts=tuple(account.id for account in accounts),
+            )
+        )
         session.budget = Budget.OPEN

@@ -82,12 +82,21 @@ class Relay:
         self._metrics = metrics
         self._log = log
         self._numbers = 0
+        self._open: dict[str, Session] = {}  # by answer
         self._streams: Counter[str] = Counter()
 
     @property
     def in_flight(self) -> int:
         """Answers admitted and not ended."""
         return self._streams.total()
+
+    def open_answers(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+        """The answers that are open, by the accounts that bear their charges."""
+        answers: dict[tuple[str, ...], list[str]] = {}
+        for answer, session in self._open.items():
+            if not session.hold.void:
+                answers.setdefault(_ids(session.hold.accounts), []).append(answer)
+        return tuple((accounts, tuple(names)) for accounts, names in answers.items())
 
     async def answer(
         self, call: Call, *, serving: Serving, tenant: Tenant, identity: Identity, route: str, client: Client, size: int
@@ -107,6 +116,8 @@ class Relay:
                 Opened(
                     at_ms=self._now_ms(),
                     answer=identity.id,
+                    holder=self._leases.holder,
+                    accounts=_ids(session.hold.accounts),
                     tenant=tenant.name,
                     model=model.name,
                     route=route,
@@ -196,6 +207,7 @@ class Relay:
         )
 
     async def _carry(self, session: Session, model: Model, upstream: Upstream, client: Client) -> None:
+        self._open[session.identity.id] = session
         session.metrics.in_flight.inc()
         try:
             # The backend has its own deadline, at which the answer is ended; this one is for clients that hardly read.
@@ -313,13 +325,15 @@ class Relay:
     def _close(self, session: Session) -> None:
         """Whatever happened, once: silence that was left is charged, then the record, the unused hold, the settlement."""
         outcome = session.ending.outcome if session.ending is not None else None
-        session.part(self._tick.now)
+        parting_bits = session.part(self._tick.now)
         session.hold.close()
+        del self._open[session.identity.id]
         self._tick.record(
             Closed(
                 at_ms=self._now_ms(),
                 answer=session.identity.id,
                 outcome=outcome.value if outcome is not None else None,
+                parting_bits=parting_bits,
                 text_bytes=len(session.text),
                 charged_bits=session.charged_bits,
             ),
@@ -338,3 +352,7 @@ class Relay:
 
     def _now_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
+
+
+def _ids(accounts: tuple[Account, ...]) -> tuple[str, ...]:
+    return tuple(account.id for account in accounts)

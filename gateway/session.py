@@ -44,7 +44,7 @@ class Budget(Enum):
 
 
 class BudgetGone(Exception):
-    """A new window has not even the price of an ending left."""
+    """There is not even the price of an ending: a new window has nothing left, or what was held was forfeited."""
 
 
 class Session:
@@ -132,13 +132,18 @@ class Session:
         self.over = None  # it was an account of the window that has ended
         self.renewed = True
 
-    def part(self, tick: int) -> None:
-        """Nothing more leaves. If there was no ending, the silence since the last release was an event as well, and is charged."""
-        if self.ending is None:
-            bits = min(parting_bits(idle_ticks=self._idle_ticks(tick)), self.hold.left_bits)
-            self.hold.charge(bits)
-            self.charged_bits += bits
-            self.metrics.released(bits=bits, text_bytes=0)
+    def part(self, tick: int) -> int:
+        """Nothing more leaves. If there was no ending, the silence since the last release was an event as well, and is charged.
+
+        Returns what was charged now.
+        """
+        if self.ending is not None or self.hold.void:
+            return 0
+        bits = min(parting_bits(idle_ticks=self._idle_ticks(tick)), self.hold.left_bits)
+        self.hold.charge(bits)
+        self.charged_bits += bits
+        self.metrics.released(bits=bits, text_bytes=0)
+        return bits
 
     def _idle_ticks(self, tick: int) -> int:
         return max(tick - self._last_tick - 1, 0)
@@ -162,6 +167,9 @@ class Session:
 
     def collect(self, tick: int, *, at_ms: int) -> tuple[Release, Released] | None:
         """Charge what can leave at this tick and return it with its record; None if nothing can, or a refill is needed first."""
+        if self.hold.void:
+            self.fail(BudgetGone())
+            return None
         if self.hold.expires_s is not None and at_ms >= self.hold.expires_s * 1000:
             self.budget = Budget.SHORT  # a budget's window is over: what leaves now belongs to the next one
             return None

@@ -124,6 +124,8 @@ class Settler:
         return batch
 
     def _refund(self, session: Session, bits: int, code: str) -> None:
+        if session.hold.void:
+            return  # what it was charged to was forfeited meanwhile
         session.hold.refund(bits)
         session.charged_bits -= bits
         self._record(

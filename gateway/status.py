@@ -128,11 +128,14 @@ def _public(account: Account, figures: dict[str, int]) -> dict[str, Any]:
 
 
 def _figures(account: Account, held: Holdings, debited: dict[str, int]) -> dict[str, int]:
-    """`used` is what left or may have left: debited, less what is held and known not to have left."""
+    """`used` is what left or may have left: debited, less what is held and known not to have left.
+
+    Of a sliding window, what is held of earlier steps counts as used until it has gone back.
+    """
     of_account = held.of(account.id)
     unspent_bits = of_account.reserved_bits + of_account.leased_bits
     return {
-        "used_bits": max(debited.get(account.id, 0) - unspent_bits, 0),
+        "used_bits": max(debited.get(account.counted_in, 0) - unspent_bits, 0),
         "reserved_bits": of_account.reserved_bits,
         "leased_bits": of_account.leased_bits,
     }

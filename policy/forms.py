@@ -248,7 +248,9 @@ class WeightsForm(_Form):
 
 
 class ModelBudgetForm(_Form):
-    window: _Window = Field(description="lifetime, a fixed calendar window in UTC such as 1d, or one that moves such as sliding 1d")
+    window: _Window = Field(
+        description="lifetime, a fixed calendar window in UTC such as 1d, or one that moves such as sliding 1d"
+    )
     fraction: _PercentageOrNone = Field(None, description="Share of W that may leave in the window")
     time_to_theft: _DurationOrNone = Field(None, description="How long W must take to leave at this rate")
     bytes: _BitsOrNone = Field(None, description="Absolute limit, for example 20MiB")
@@ -260,7 +262,9 @@ class ModelBudgetForm(_Form):
 
 
 class TenantBudgetForm(_Form):
-    window: _Window = Field(description="lifetime, a fixed calendar window in UTC such as 1d, or one that moves such as sliding 1d")
+    window: _Window = Field(
+        description="lifetime, a fixed calendar window in UTC such as 1d, or one that moves such as sliding 1d"
+    )
     bytes: _Bits = Field(description="Absolute limit, for example 20MiB")
 
     def rule(self) -> rules.TenantBudget:

@@ -68,11 +68,14 @@ SCORE_QUEUE_BYTES_MAX = 16 * 1024 * 1024  # texts waiting for the scorer; beyond
 SETTLE_INLINE_BYTES_MAX = 16 * 1024  # zstd takes about 1 ms for this; longer texts are settled off the event loop
 # Leases: bits that the store has debited and this process has not yet spent.
 HOLDER_S = 60.0  # a process that has not been heard of for so long is not counted when leases are sized
-LEASE_S = 300.0  # without word from the store, leases are used for so long: an outage should be ridden out, a zombie not
+LEASE_S = (
+    300.0  # without word from the store, leases are used for so long: an outage should be ridden out, a zombie not
+)
 LEASE_REFRESH_S = 5.0  # how often the store is asked for limits, fences and other holders; Doorman's figure
 LEASE_MARGIN_S = 1.0  # taken off a lease's life, with a thousandth of it, for clocks that run at different speeds
 CLOCK_STEP_S_MAX = 1.0  # of the wall clock against the one since boot, between two looks: beyond it, leases are dropped
 RECENT_S = 180.0  # how much of the audit log is read at start at least: three times the distance of two tallies
 TALLY_S = 60.0  # how often a process puts on the record what it holds
 LEASE_TRAFFIC_S = 10.0  # of traffic in hand: a store is asked a few times a minute, and may be away for a moment
+LEASES_KEPT = 64  # of one account, open though used up: more than the answers that usually wait to be settled
 LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it

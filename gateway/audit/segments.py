@@ -18,12 +18,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from gateway.ports import AuditFailed
-from gateway.record import Entry, lines
+from gateway.record import AnyLeaf, Entry, Leaf, lines
+from policy.limits import RECENT_S
 
 MAGIC = b"WEIRLOG1"
 MARKER = b"\xf5wf\n"  # 0xf5 occurs in no JSON, so that a search for frames finds frames
@@ -31,6 +33,8 @@ SEGMENT_BYTES_MAX = 64 * 1024 * 1024  # small enough to copy and to re-read at s
 LAID_OUT_BYTES = 1024 * 1024  # at a time; about a thousand ticks
 FRAME_BYTES_MAX = 16 * 1024 * 1024  # no batch of leaves comes near it; a length beyond it is damage
 _FRAME = struct.Struct("<4sII")
+
+_decode = msgspec.json.Decoder(AnyLeaf).decode
 
 _Batch = tuple[bytes, asyncio.Future[None]]  # lines, and who waits for them to be durable
 
@@ -64,6 +68,19 @@ class SegmentLog:
             self._write_waiting()
         await durable
 
+    def recent(self) -> Iterator[Leaf]:
+        """See `AuditLog.recent`. Leaves of other versions of this program are left out."""
+        segments = sorted(self._directory.glob("*.log"))
+        first, newest_ms = len(segments), 0
+        while first > 0:
+            first -= 1
+            times = [leaf.at_ms for leaf in _leaves(segments[first])]
+            newest_ms = max([newest_ms, *times])
+            if newest_ms - min(times, default=newest_ms) >= RECENT_S * 1000:
+                break
+        for segment in segments[first:]:
+            yield from _leaves(segment)
+
     async def close(self) -> None:
         """Finish the frames under way and close the file."""
         while self._writing is not None:
@@ -82,8 +99,7 @@ class SegmentLog:
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         joined = b"\n".join([payload for payload, _ in batch])
-        frame = _FRAME.pack(MARKER, len(joined), zlib.crc32(joined)) + joined
-        self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, frame)
+        self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, _frame(joined))
         self._writing.add_done_callback(lambda written: self._written(batch, written))
 
     def _written(self, batch: Sequence[_Batch], written: asyncio.Future[None]) -> None:
@@ -177,6 +193,10 @@ def frames(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset = frame[0]
 
 
+def _frame(payload: bytes) -> bytes:
+    return _FRAME.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
+
+
 def _frame_at(data: bytes, offset: int) -> tuple[int, bytes] | None:
     if len(data) - offset < _FRAME.size:
         return None
@@ -204,6 +224,13 @@ def valid_size(segment: Path) -> int:
             raise AuditFailed(f"{segment}: damaged at byte {size}, with whole records after it; restore it from a copy")
         later = data.find(MARKER, later + 1)
     return size
+
+
+def _leaves(segment: Path) -> Iterator[Leaf]:
+    for _, payload in frames(segment.read_bytes()):
+        for line in payload.split(b"\n"):
+            with suppress(msgspec.ValidationError):
+                yield _decode(line)
 
 
 def leaves(directory: Path) -> Iterator[dict[str, object]]:

@@ -57,7 +57,7 @@ class MemoryLedger:
 
     async def register(self, limits: Sequence[AccountLimit]) -> Sequence[str]:
         """See `Ledger.register`."""
-        raised = []
+        raised: list[str] = []
         for limit in limits:
             if limit.step is not None:
                 series = AccountLimit(account=limit.step.series, limit_bits=limit.limit_bits)

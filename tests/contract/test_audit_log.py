@@ -7,7 +7,7 @@ import pytest
 from gateway.audit import segments
 from gateway.audit.segments import SegmentLog, leaves
 from gateway.ports import AuditFailed
-from gateway.record import Closed, Entry, LeaseGranted, Refusals, Stopped
+from gateway.record import Closed, Entry, LeaseGranted, Opened, Refusals, Stopped, Tally
 
 
 class Segments:
@@ -36,7 +36,7 @@ def store(request, tmp_path, monkeypatch):
 
 
 def at(*times):
-    return [Entry(Stopped(at_ms=time)) for time in times]
+    return [Entry(Stopped(at_ms=time, holder="h")) for time in times]
 
 
 async def test_on_return_the_entries_can_be_read_without_closing(store):
@@ -64,21 +64,36 @@ async def test_a_log_is_taken_up_again_where_it_ended(store):
 async def test_every_field_of_a_leaf_is_kept_exactly(store):
     log = store.open()
     await log.append([
-        Entry(LeaseGranted(at_ms=1, lease="l", bits={"model:m/lifetime/ever": 2**62 + 1})),
-        Entry(Closed(at_ms=2, answer="a", outcome=None, text_bytes=3, charged_bits=4)),
+        Entry(LeaseGranted(at_ms=1, lease="l", holder="h", bits={"m": 2**62 + 1}, fences={"m": 3})),
+        Entry(Closed(at_ms=2, answer="a", outcome=None, parting_bits=1, text_bytes=3, charged_bits=4)),
         Entry(Refusals(at_ms=3, counts={"over_budget": 5})),
     ])  # fmt: skip
     await log.close()
     assert store.read() == [
-        {"type": "lease_granted", "at_ms": 1, "lease": "l", "bits": {"model:m/lifetime/ever": 2**62 + 1}},
-        {"type": "closed", "at_ms": 2, "answer": "a", "outcome": None, "text_bytes": 3, "charged_bits": 4},
+        {
+            "type": "lease_granted",
+            "at_ms": 1,
+            "lease": "l",
+            "holder": "h",
+            "bits": {"m": 2**62 + 1},
+            "fences": {"m": 3},
+        },
+        {
+            "type": "closed",
+            "at_ms": 2,
+            "answer": "a",
+            "outcome": None,
+            "parting_bits": 1,
+            "text_bytes": 3,
+            "charged_bits": 4,
+        },
         {"type": "refusals", "at_ms": 3, "counts": {"over_budget": 5}},
     ]
 
 
 async def test_content_is_kept_sealed_or_not_at_all(store):
     log = store.open()
-    await log.append([Entry(Stopped(at_ms=1), b"what the client said")])
+    await log.append([Entry(Stopped(at_ms=1, holder="h"), b"what the client said")])
     await log.close()
     for file in store.directory.rglob("*"):
         assert b"what the client said" not in file.read_bytes()
@@ -101,3 +116,29 @@ async def test_appends_behind_a_failure_fail_with_it(store):
     results = await asyncio.gather(*(log.append(at(number)) for number in range(5)), return_exceptions=True)
     assert [type(result) for result in results] == [AuditFailed] * 5
     await log.close()
+
+
+async def test_what_is_recent_comes_back_as_it_was_recorded_and_in_order(store):
+    leaves = [
+        Tally(at_ms=1, holder="h", unspent_bits={"m": 5}, leases={"l": {"m": 9}}, answers=((("m", "t"), ("a", "b")),)),
+        Opened(
+            at_ms=2,
+            answer="c",
+            holder="h",
+            accounts=("m", "t"),
+            tenant="t",
+            model="m",
+            route="/",
+            seed=1,
+            request_bytes=2,
+        ),
+        Stopped(at_ms=3, holder="h"),
+    ]
+    log = store.open()
+    await log.append([Entry(leaf) for leaf in leaves[:1]])
+    await log.append([Entry(leaf) for leaf in leaves[1:]])
+    assert list(log.recent()) == leaves
+    await log.close()
+    again = store.open()
+    assert list(again.recent()) == leaves
+    await again.close()

@@ -40,12 +40,20 @@ class Clock:
     def __init__(self, *, wall_s: float = 1_000_000.0, monotonic_s: float = 64.0) -> None:
         self._wall_offset_s = wall_s - monotonic_s
         self._monotonic_s = monotonic_s
+        self._suspended_s = 0.0
+        self.boot = "first boot"
 
     def wall_s(self) -> float:
         return self._monotonic_s + self._wall_offset_s
 
     def monotonic_s(self) -> float:
         return self._monotonic_s
+
+    def suspended_s(self) -> float:
+        return self._suspended_s
+
+    def boot_id(self) -> str:
+        return self.boot
 
     async def sleep_until(self, deadline_s: float) -> None:
         for _ in range(TURNS):
@@ -57,6 +65,10 @@ class Clock:
 
     def step_wall(self, seconds: float) -> None:
         self._wall_offset_s += seconds
+
+    def suspend(self, seconds: float) -> None:
+        self._monotonic_s += seconds
+        self._suspended_s += seconds
 
 
 class AuditLog:
@@ -348,7 +360,7 @@ class House:
         self.trace: Trace = []
         self.clock = clock or Clock()
         self.audit = AuditLog(self.trace, fail_at=fail_at)
-        self.ledger = ledger or MemoryLedger()
+        self.ledger = ledger or MemoryLedger(clock=self.clock)
         self.metrics = Metrics()
         self.upstream = Upstream(self.trace)
         self.problems: list[str] = []
@@ -357,11 +369,21 @@ class House:
             audit=self.audit,
             metrics=self.metrics,
             tick_s=TICK_S,
+            usable=lambda: self.leases.usable(),  # noqa: PLW0108  made after the tick
             short=lambda session: self.refills.start(session),  # noqa: PLW0108  made after the tick
         )
-        self.leases = Leases(ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush)
+        self.leases = Leases(
+            ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush, log=self.log
+        )
         self.leases.purse = TracingPurse(self.trace)
-        self.refills = Refills(leases=self.leases, metrics=self.metrics, enlist=self.tick.enlist, log=self.log)
+        self.refills = Refills(
+            leases=self.leases,
+            metrics=self.metrics,
+            enlist=self.tick.enlist,
+            record=self.tick.record,
+            clock=self.clock,
+            log=self.log,
+        )
         self.settler = Settler(meters=meters, clock=self.clock, metrics=self.metrics, record=self.tick.record)
         self.relay = Relay(
             leases=self.leases,

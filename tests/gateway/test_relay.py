@@ -6,9 +6,10 @@ import json
 import pytest
 
 from gateway.ports import LedgerUnavailable, UpstreamFailed
-from gateway.record import Closed, LeaseGranted, Opened, Released, Settled
+from gateway.record import Closed, LeaseGranted, Opened, Released, Renewed, Settled, Started
+from gateway.recovery import Estates
 from policy.codelength import parting_bits
-from policy.limits import ANSWER_PENDING_BYTES_MAX
+from policy.limits import ANSWER_PENDING_BYTES_MAX, LEASE_S
 from policy.refusal import Reason, Refused
 from policy.ticks import CHOICE_BITS
 
@@ -164,7 +165,7 @@ async def test_without_a_ledger_nothing_leaves(fakes):
         async def grant(self, **wanted):
             raise LedgerUnavailable("no disk")
 
-    house = fakes.House(ledger=Gone())
+    house = fakes.House(ledger=Gone(clock=fakes.Clock()))
     async with house.running():
         refused = await house.ask([fakes.said("hello")])
     assert refused.reason is Reason.LEDGER_UNAVAILABLE
@@ -437,7 +438,7 @@ async def test_a_ledger_that_fails_during_a_stream_ends_it_as_a_spent_budget_doe
                 raise LedgerUnavailable("no disk")
             return await super().grant(**wanted)
 
-    house = fakes.House(ledger=Failing())
+    house = fakes.House(ledger=Failing(clock=fakes.Clock()))
     async with house.running():
         client = await house.ask([fakes.said("x" * 5000)])
     assert fakes.error_of(client.body)["code"] == "egress_budget_exhausted"
@@ -484,6 +485,94 @@ async def test_an_answer_across_a_windows_edge_keeps_its_raw_charge(fakes):
     assert house.audit.of(Settled) == []
 
 
+async def test_the_record_says_which_accounts_bear_an_answer_and_when_they_change(fakes):
+    house = edge_house(fakes, "- {window: 1d, bytes: 1MiB}")
+
+    async def midnight():
+        await house.ticks(4)
+        house.clock.advance(2)
+
+    async with house.running():
+        await house.ask([fakes.sse(fakes.delta("x" * 160)), midnight, fakes.said("y" * 320)])
+        await house.ticks(2)
+    (opened,), (renewed,) = house.audit.of(Opened), house.audit.of(Renewed)
+    assert (opened.holder, opened.accounts) == (house.leases.holder, ("model:m/1d/9", "tenant:acme/m/1d/9"))
+    assert (renewed.answer, renewed.accounts) == (opened.answer, ("model:m/1d/10", "tenant:acme/m/1d/10"))
+
+
+async def test_a_tally_is_what_the_leaves_before_it_add_up_to(fakes):
+    house = edge_house(fakes, "- {window: 1d, bytes: 1MiB}")
+    house.tick.record(Started(at_ms=0, holder=house.leases.holder, version="", policy="", codes="", boot_id=""))
+    tallied = []
+
+    async def tally():
+        await house.ticks(4)
+        estate = Estates(house.audit.leaves).found[house.leases.holder]
+        unspent = {name: bits for name, bits in estate.unspent_bits.items() if bits}
+        tallied.append((house.leases.unspent_bits() == unspent, house.leases.open_leases() == estate.leases))
+        assert house.relay.open_answers() == (((*estate.silent["a2"],), ("a2",)),)
+
+    async def midnight():
+        await tally()
+        house.clock.advance(2)
+
+    async with house.running():
+        await house.ask([fakes.said("z" * 100)])
+        await house.ask(
+            [fakes.sse(fakes.delta("x" * 160)), midnight, fakes.sse(fakes.delta("y" * 99)), tally, fakes.said("y")]
+        )
+        await house.ticks(2)
+    assert tallied == [(True, True)] * 2
+    assert house.relay.open_answers() == ()
+
+
+async def test_when_leases_are_forfeited_open_streams_are_aborted_and_the_next_is_answered(fakes):
+    house = fakes.House()
+
+    async def jump():
+        await house.ticks(4)
+        house.clock.step_wall(-3600)
+
+    async with house.running():
+        client = await house.ask([fakes.sse(fakes.delta("x" * 160)), jump, fakes.said("y" * 320)])
+        assert fakes.text_of(client.body) == "x" * 160
+        assert client.aborted
+        assert house.problems == ["leases forfeited"]
+        again = await house.ask([fakes.said("hello")])
+        assert fakes.text_of(again.body) == "hello"
+        await house.ticks(2)
+    (closed, _) = house.audit.of(Closed)
+    assert (closed.outcome, closed.parting_bits) == (None, 0)
+    assert {leaf.answer for leaf in house.audit.of(Settled)} <= {"a2"}
+
+
+async def test_without_word_from_the_store_leases_end_and_so_do_streams(fakes):
+    class Gone(type(fakes.House().ledger)):
+        away = False
+
+        async def beat(self, holder):
+            raise LedgerUnavailable("away")
+
+        async def grant(self, **wanted):
+            if self.away:
+                raise LedgerUnavailable("away")
+            return await super().grant(**wanted)
+
+    house = fakes.House(ledger=Gone(clock=fakes.Clock()))
+
+    async def outage():
+        await house.ticks(4)
+        house.ledger.away = True
+        house.clock.advance(LEASE_S)
+
+    async with house.running():
+        client = await house.ask([fakes.sse(fakes.delta("x" * 160)), outage, fakes.said("y" * 320)])
+        assert fakes.text_of(client.body) == "x" * 160
+        assert client.aborted
+        refused = await house.ask([fakes.said("hello")])
+    assert refused.reason is Reason.LEDGER_UNAVAILABLE
+
+
 async def test_a_stream_whose_new_window_has_nothing_left_is_aborted(fakes):
     house = edge_house(fakes, "- {window: 1d, bytes: 1MiB}")
 
@@ -526,7 +615,7 @@ async def test_a_ledger_that_is_away_at_a_windows_edge_only_delays_the_stream(fa
 
     house = fakes.House(
         policy=fakes.policy_of(budgets="- {window: 1d, bytes: 1MiB}"),
-        ledger=Flaky(),
+        ledger=Flaky(clock=fakes.Clock()),
         clock=fakes.Clock(wall_s=10 * 86_400 - 1),
     )
 

@@ -16,7 +16,15 @@ def tick_of(fakes, *, audit=None, clock=None, tick_s=None, short=lambda session:
     trace = []
     audit = audit or fakes.AuditLog(trace)
     clock = clock or fakes.Clock()
-    return Tick(clock=clock, audit=audit, metrics=Metrics(), tick_s=tick_s or fakes.TICK_S, short=short), audit, clock
+    tick = Tick(
+        clock=clock,
+        audit=audit,
+        metrics=Metrics(),
+        tick_s=tick_s or fakes.TICK_S,
+        usable=lambda: True,
+        short=short,
+    )
+    return tick, audit, clock
 
 
 async def waiting(fakes, tick, text="x" * 16, *, number=1):
@@ -37,7 +45,7 @@ async def test_a_tick_with_nothing_to_do_writes_nothing(fakes):
 async def test_one_flush_serves_every_stream_in_the_order_of_admission(fakes):
     tick, audit, _ = tick_of(fakes)
     clients = [(await waiting(fakes, tick, number=number))[1] for number in (3, 1, 2)]
-    tick.record(Stopped(at_ms=0))
+    tick.record(Stopped(at_ms=0, holder="h"))
     await tick.once(tick.now + 1)
     assert audit.calls == 1
     assert [type(leaf) for leaf in audit.leaves] == [Stopped, Released, Released, Released]
@@ -61,10 +69,10 @@ async def test_nothing_is_delivered_while_its_record_is_not_durable(fakes):
 async def test_what_is_recorded_while_a_flush_is_under_way_comes_with_the_next(fakes):
     tick, audit, _ = tick_of(fakes)
     audit.gate = asyncio.Event()
-    tick.record(Stopped(at_ms=1))
+    tick.record(Stopped(at_ms=1, holder="h"))
     ticking = asyncio.ensure_future(tick.once(1))
     await asyncio.sleep(0)
-    tick.record(Stopped(at_ms=2))
+    tick.record(Stopped(at_ms=2, holder="h"))
     audit.gate.set()
     await ticking
     assert [leaf.at_ms for leaf in audit.leaves] == [1]
@@ -170,7 +178,7 @@ async def test_a_flush_puts_the_rest_on_the_record(fakes):
     tick, audit, _ = tick_of(fakes)
     await tick.flush()
     assert audit.calls == 0
-    tick.record(Stopped(at_ms=0))
+    tick.record(Stopped(at_ms=0, holder="h"))
     await tick.flush()
     assert audit.calls == 1
     await tick.flush()

@@ -75,6 +75,20 @@ def test_at_a_windows_edge_the_next_period_is_another_account(accounts):
     assert before[0] == after[0]
 
 
+def test_a_sliding_window_is_a_series_of_steps_each_an_account_of_its_own():
+    text = POLICY.replace("{window: 1d, time_to_theft: 100d}", "{window: sliding 1d, time_to_theft: 100d}")
+    policy = parse(text, name="weir.yaml")
+    assert isinstance(policy, Policy)
+    sliding = Accounts(policy, theft_bits=THEFT_BITS)
+    before = sliding.of(model="big", tenant="acme", now_s=7199)[1]
+    after = sliding.of(model="big", tenant="acme", now_s=7200)[1]
+    assert (before.id, before.expires_s, before.step.number) == ("model:big/sliding 1d/1", 7200, 1)
+    assert (after.id, after.expires_s, after.step.number) == ("model:big/sliding 1d/2", 10_800, 2)
+    assert before.counted_in == after.counted_in == "model:big/sliding 1d"
+    assert before.step.steps == 26
+    assert before.limit_bits == after.limit_bits
+
+
 def test_within_a_period_the_accounts_are_the_same_objects(accounts):
     assert accounts.of(model="big", tenant="acme", now_s=1.0) is accounts.of(model="big", tenant="acme", now_s=2.0)
 

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from policy.budget import Account, Hold, Purse, period_of
+from policy.budget import Account, Hold, Purse, Step, period_of
 from policy.rules import Window
 
 NAMES = ("model", "window", "tenant")
@@ -16,6 +16,7 @@ def account(name: str, *, expires_s: int | None = None) -> Account:
     return Account(id=name, owner="model", name="m", window=window, limit_bits=1 << 40, expires_s=expires_s)
 
 
+FIELDS = ("id", "owner", "name", "window", "limit_bits", "expires_s")
 ACCOUNTS = {name: account(name) for name in NAMES}
 bits = st.integers(0, 200)
 some_accounts = st.lists(st.sampled_from(NAMES), min_size=1, unique=True)
@@ -199,15 +200,55 @@ def test_a_hold_without_accounts_extends_by_nothing():
 
 @pytest.mark.parametrize(
     ("now_s", "expected"),
-    [(0, ("0", 3600)), (3599.999, ("0", 3600)), (3600, ("1", 7200)), (1_700_000_000.5, ("472222", 1_700_002_800))],
+    [(0, (0, 3600)), (3599.999, (0, 3600)), (3600, (1, 7200)), (1_700_000_000.5, (472222, 1_700_002_800))],
 )
 def test_periods_align_to_the_epoch_and_begin_at_their_first_instant(now_s, expected):
     assert period_of(Window(name="1h", duration_s=3600), now_s=now_s) == expected
 
 
-def test_a_lifetime_has_one_period_that_never_ends():
-    lifetime = Window(name="lifetime", duration_s=None)
-    assert period_of(lifetime, now_s=0) == period_of(lifetime, now_s=4e9) == ("ever", None)
+def test_a_lifetime_has_no_period_that_ends():
+    assert period_of(Window(name="lifetime", duration_s=None), now_s=4e9) is None
+
+
+def test_the_periods_of_a_sliding_window_are_its_steps():
+    window = Window(name="sliding 1d", duration_s=86_400, sliding=True)
+    assert period_of(window, now_s=7200) == (2, 10_800)
+
+
+@pytest.mark.parametrize("duration_s", [3600, 3601, 86_400, 86_399, 100_000, 7 * 86_400])
+def test_the_steps_that_count_together_cover_every_position_of_the_window(duration_s):
+    """Wherever a window ends, the steps that it touches are among those up to the one in which it ends, with one to spare."""
+    window = Window(name="w", duration_s=duration_s, sliding=True)
+    for end_s in range(10 * duration_s, 10 * duration_s + 3 * window.step_s, max(window.step_s // 7, 1)):
+        touched = end_s // window.step_s - (end_s - duration_s) // window.step_s + 1
+        assert touched <= window.steps - 1
+
+
+def test_an_account_is_counted_under_its_own_name_or_under_its_series():
+    assert account("a").counted_in == "a"
+    step = Account(
+        **{field: getattr(account("s/7", expires_s=9), field) for field in FIELDS},
+        step=Step(series="s", number=7, steps=26),
+    )
+    assert step.counted_in == "s"
+
+
+def test_a_forfeited_purse_is_empty_and_its_holds_are_void():
+    purse = Purse()
+    purse.credit("a", 100)
+    hold = purse.reserve((account("a"),), 50)
+    assert hold is not None
+    hold.charge(20)
+    assert purse.unspent_bits("a") == 80
+    purse.forfeit()
+    assert (purse.unspent_bits("a"), hold.void, hold.extend(1)) == (0, True, False)
+    with pytest.raises(ValueError, match="void"):
+        hold.charge(1)
+    hold.refund(20)
+    hold.close()
+    assert (purse.balance_bits("a"), purse.reserved_bits("a"), hold.charged_bits) == (0, 0, 0)
+    purse.credit("a", 7)
+    assert purse.reserve((account("a"),), 7).left_bits == 7
 
 
 def test_a_refund_goes_back_to_every_account_that_was_charged_and_may_leave_again():

@@ -160,6 +160,21 @@ def test_no_thief_is_faster_than_the_days_at_least(parameters, cap_bits, window_
     assert own.days_at_least <= own.days_at_caps
 
 
+@given(st.integers(1, 1000), st.integers(1, 400), st.integers(1, 10))
+def test_against_a_window_that_slides_only_the_first_limit_is_had_at_once(parameters, cap_bits, window_hours):
+    over = Window(name=f"sliding {window_hours}h", duration_s=window_hours * 3600, sliding=True)
+    own = theft(
+        claim(ModelBudget(window=over, bits=cap_bits), parameters=parameters, compression=Fraction(1)), "this policy"
+    )
+    hours = (-(-own.theft_bits // cap_bits) - 1) * window_hours
+    assert own.days_at_least * 24 == hours
+
+
+def test_what_a_sliding_window_promises_holds_whenever_the_window_begins():
+    over = Window(name="sliding 1d", duration_s=86_400, sliding=True)
+    assert claim(ModelBudget(window=over, bits=8)).transcripts[0].startswith("In any span of 1d, whenever it begins, ")
+
+
 def test_the_rate_of_a_long_window_is_rounded_up_to_a_whole_bit():
     week = Window(name="7d", duration_s=7 * 86_400)
     rate = claim(ModelBudget(window=week, bits=8)).caps[0].bits_per_day

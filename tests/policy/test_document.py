@@ -359,6 +359,7 @@ def test_limits_follow_from_the_size_of_a_theft_rounded_down():
         lambda: Window(name="lifetime", duration_s=1),
         lambda: Window(name="1d", duration_s=None),
         lambda: Window(name="0s", duration_s=0),
+        lambda: Window(name="lifetime", duration_s=None, sliding=True),
         lambda: ModelBudget(window=window("1d")),
         lambda: ModelBudget(window=window("1d"), bits=1, fraction=Fraction(1)),
         lambda: ModelBudget(window=window("lifetime"), time_to_theft_s=1),
@@ -383,10 +384,42 @@ def test_rules_are_frozen():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("90s", "90s"), ("60m", "1h"), ("24h", "1d"), ("365d", "1y"), ("5y", "5y"), ("lifetime", "lifetime")],
+    [
+        ("90s", "90s"),
+        ("60m", "1h"),
+        ("24h", "1d"),
+        ("365d", "1y"),
+        ("5y", "5y"),
+        ("lifetime", "lifetime"),
+        ("sliding 24h", "sliding 1d"),
+        ("sliding 60m", "sliding 1h"),
+    ],
 )
 def test_a_window_has_one_name_however_it_is_spelled(text, name):
     assert window(text).name == name
+
+
+def test_a_sliding_window_moves_by_a_twenty_fourth_rounded_up():
+    assert (window("sliding 1d").duration_s, window("sliding 1d").sliding) == (86_400, True)
+    assert (window("sliding 1d").step_s, window("sliding 1d").steps) == (3600, 26)
+    assert (window("sliding 3601s").step_s, window("sliding 3601s").steps) == (151, 26)
+    assert not window("1d").sliding
+
+
+def test_a_budget_may_slide_beside_a_calendar_window_of_the_same_length():
+    both = SMALL.replace(
+        "{window: 1d, time_to_theft", "{window: sliding 1d, bytes: 1GiB}\n      - {window: 1d, time_to_theft"
+    )
+    assert [budget.window.name for budget in policy(both).models["demo"].budgets] == ["1d", "sliding 1d"]
+    assert policy(both).digest != policy(SMALL).digest
+
+
+@pytest.mark.parametrize(
+    "text", ["sliding 59m", "sliding 1s", "sliding lifetime", "sliding", "sliding  1d", "Sliding 1d"]
+)
+def test_a_window_that_cannot_slide_is_refused(text):
+    with pytest.raises(ValueError, match=r"at least one hour|is not a window"):
+        window(text)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SECRET = "what the client said"
 
 
 def entry(number: int) -> Entry:
-    return Entry(Stopped(at_ms=number), SECRET.encode())
+    return Entry(Stopped(at_ms=number, holder="h"), SECRET.encode())
 
 
 async def write(directory, *numbers: int) -> None:
@@ -57,7 +57,9 @@ async def test_one_batch_is_one_frame_and_one_flush(tmp_path, monkeypatch):
 
 async def test_no_word_of_a_prompt_or_an_answer_is_in_the_files(tmp_path):
     log = SegmentLog(tmp_path)
-    opened = Opened(at_ms=1, answer="a", tenant="t", model="m", route="/r", seed=1, request_bytes=5)
+    opened = Opened(
+        at_ms=1, answer="a", holder="h", accounts=("m",), tenant="t", model="m", route="/r", seed=1, request_bytes=5
+    )
     await log.append([entry(1), Entry(opened, SECRET.encode())])
     await log.close()
     for file in tmp_path.rglob("*"):
@@ -116,7 +118,7 @@ async def test_damage_before_the_tail_refuses_to_start_and_deletes_nothing(tmp_p
 
 @pytest.mark.parametrize("flip", [len(MAGIC) + 1, len(MAGIC) + 5, len(MAGIC) + 12])
 async def test_damage_in_an_earlier_segment_refuses_to_start(tmp_path, monkeypatch, flip):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
     await write(tmp_path, 1, 2, 3)
     first = min(tmp_path.glob("*.log"))
     data = bytearray(first.read_bytes())
@@ -127,7 +129,7 @@ async def test_damage_in_an_earlier_segment_refuses_to_start(tmp_path, monkeypat
 
 
 async def test_a_torn_earlier_segment_refuses_to_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
     await write(tmp_path, 1, 2, 3)
     first = min(tmp_path.glob("*.log"))
     first.write_bytes(first.read_bytes()[:-1])
@@ -150,7 +152,7 @@ async def test_a_length_beyond_any_batch_is_not_believed(tmp_path):
 
 
 async def test_a_full_segment_is_followed_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
     await write(tmp_path, 1, 2, 3)
     names = sorted(path.name for path in tmp_path.glob("*.log"))
     assert names == ["00000000.log", "00000001.log", "00000002.log"]
@@ -160,7 +162,7 @@ async def test_a_full_segment_is_followed_by_the_next(tmp_path, monkeypatch):
 
 
 async def test_a_crash_between_creating_a_segment_and_writing_to_it_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
     await write(tmp_path, 1)
     for size in range(len(MAGIC) + 1):
         (tmp_path / "00000001.log").write_bytes(MAGIC[:size])
@@ -199,7 +201,7 @@ async def test_after_a_failure_of_the_disk_nothing_is_ever_recorded_again(tmp_pa
 
 
 async def test_a_rotation_that_fails_is_a_failure_of_the_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 60)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
     log = SegmentLog(tmp_path)
     await log.append([entry(1)])
     failing(monkeypatch, "open")
@@ -258,6 +260,34 @@ async def test_frames_hold_a_marker_a_length_a_checksum_and_one_leaf_a_line(tmp_
     assert marker == MARKER
     assert (len(payload), zlib.crc32(payload)) == (length, checksum)
     assert [msgspec.json.decode(line) for line in payload.split(b"\n")] == [
-        {"type": "stopped", "at_ms": 1},
-        {"type": "stopped", "at_ms": 2},
+        {"type": "stopped", "at_ms": 1, "holder": "h"},
+        {"type": "stopped", "at_ms": 2, "holder": "h"},
     ]
+
+
+async def test_what_is_recent_is_read_from_the_segment_in_which_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
+    monkeypatch.setattr(segments, "RECENT_S", 2)
+    await write(tmp_path, 1_000, 2_000, 3_000, 4_000, 5_000)
+    log = SegmentLog(tmp_path)
+    assert [leaf.at_ms for leaf in log.recent()] == [3_000, 4_000, 5_000]
+    await log.append([entry(6_000)])
+    assert [leaf.at_ms for leaf in log.recent()] == [4_000, 5_000, 6_000]
+    await log.close()
+
+
+async def test_an_empty_log_has_nothing_recent_and_a_short_one_all(tmp_path):
+    log = SegmentLog(tmp_path)
+    assert list(log.recent()) == []
+    await log.append([entry(1), entry(2)])
+    assert list(log.recent()) == [entry(1).leaf, entry(2).leaf]
+    await log.close()
+
+
+async def test_leaves_of_other_versions_are_passed_over(tmp_path):
+    log = SegmentLog(tmp_path)
+    await log.append([entry(1)])
+    log._write(segments._frame(b'{"type":"stopped","at_ms":2}\n{"type":"of tomorrow","at_ms":3}'))
+    await log.append([entry(4)])
+    assert [leaf.at_ms for leaf in log.recent()] == [1, 4]
+    await log.close()

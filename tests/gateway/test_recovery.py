@@ -1,0 +1,285 @@
+"""What a crashed holder provably did not let leave goes back, once, and nothing else does."""
+
+import asyncio
+
+import pytest
+
+from gateway.ledger.memory import MemoryLedger
+from gateway.ports import LedgerUnavailable
+from gateway.record import (
+    Closed,
+    Entry,
+    Fences,
+    Forfeited,
+    LeaseClosed,
+    LeaseGranted,
+    Opened,
+    Recovered,
+    Refusals,
+    Released,
+    Renewed,
+    Settled,
+    Started,
+    Stopped,
+    Tally,
+)
+from gateway.recovery import SILENCE_BITS, Estates, known_fences, recover
+
+M, T = "model:m/lifetime/ever", "tenant:acme/1d/0"
+
+
+def started(holder="h", at_ms=0):
+    return Started(at_ms=at_ms, holder=holder, version="1", policy="p", codes="c", boot_id="b")
+
+
+def granted(lease="l1", holder="h", fence=1, **bits):
+    return LeaseGranted(at_ms=0, lease=lease, holder=holder, bits=names(bits), fences=dict.fromkeys(names(bits), fence))
+
+
+def closed_lease(lease="l1", holder="h", **bits):
+    return LeaseClosed(at_ms=0, lease=lease, holder=holder, returned=names(bits))
+
+
+def opened(answer="a", holder="h", accounts=(M, T)):
+    return Opened(
+        at_ms=0,
+        answer=answer,
+        holder=holder,
+        accounts=accounts,
+        tenant="acme",
+        model="m",
+        route="/",
+        seed=1,
+        request_bytes=1,
+    )
+
+
+def released(bits, answer="a", outcome=None):
+    return Released(at_ms=0, answer=answer, tick=1, idle_ticks=0, text_bytes=1, charged_bits=bits, outcome=outcome)
+
+
+def closed(answer="a", parting_bits=0):
+    return Closed(at_ms=0, answer=answer, outcome=None, parting_bits=parting_bits, text_bytes=1, charged_bits=1)
+
+
+def settled(refunded_bits, answer="a"):
+    return Settled(at_ms=0, answer=answer, code="zstd", charged_bits=1, refunded_bits=refunded_bits)
+
+
+def names(bits):
+    return {{"m": M, "t": T}[name]: amount for name, amount in bits.items()}
+
+
+def returns(*leaves, holder="h"):
+    return Estates(leaves).found[holder].returns()
+
+
+def test_what_was_granted_and_not_charged_goes_back():
+    assert returns(started(), granted(m=1000, t=800), opened(), released(300), closed()) == {"l1": {M: 700, T: 500}}
+
+
+def test_a_holder_that_stopped_or_was_recovered_left_nothing():
+    assert Estates([started(), granted(m=5), Stopped(at_ms=1, holder="h")]).found == {}
+    assert Estates([started(), granted(m=5), Recovered(at_ms=1, holder="h")]).found == {}
+
+
+def test_of_a_holder_whose_beginning_is_not_on_the_record_nothing_is_known():
+    assert Estates([granted(m=1000), opened(), released(10), closed(), settled(5), closed_lease(m=3)]).found == {}
+
+
+def test_a_holder_that_forfeited_its_leases_gets_nothing_back_and_its_successor_does():
+    """A copy of it may have spent them elsewhere."""
+    jump = Forfeited(at_ms=0, holder="h", successor="h2", cause="the wall clock stepped")
+    found = Estates([started(), granted(m=1000), opened(), jump, granted("l2", "h2", m=500)]).found
+    assert list(found) == ["h2"]
+    assert found["h2"].returns() == {"l2": {M: 500}}
+
+
+def test_the_silence_of_an_answer_that_was_open_may_have_been_charged():
+    leaves = [started(), granted(m=1000, t=1000), opened(), released(300)]
+    assert returns(*leaves) == {"l1": {M: 700 - SILENCE_BITS, T: 700 - SILENCE_BITS}}
+    assert returns(*leaves, closed(parting_bits=7)) == {"l1": {M: 693, T: 693}}
+    assert returns(*leaves, released(50, outcome="stop")) == {"l1": {M: 650, T: 650}}
+
+
+def test_refunds_count_for_the_accounts_that_bear_the_answer():
+    assert returns(started(), granted(m=1000), opened(accounts=(M,)), released(600), closed(), settled(500)) == {
+        "l1": {M: 900}
+    }
+
+
+def test_after_a_windows_edge_the_new_accounts_bear_the_charges():
+    leaves = [
+        started(),
+        granted(m=1000, t=1000),
+        opened(accounts=(M,)),
+        released(100),
+        Renewed(at_ms=0, answer="a", accounts=(T,)),
+        released(30),
+        closed(parting_bits=1),
+    ]
+    assert returns(*leaves) == {"l1": {M: 900, T: 969}}
+
+
+def test_remainders_go_back_through_the_youngest_leases_and_no_lease_gets_more_than_it_gave():
+    leaves = [
+        started(),
+        granted("l1", m=100),
+        granted("l2", m=100),
+        granted("l3", m=100),
+        opened(accounts=(M,)),
+        released(150),
+        closed(),
+    ]
+    assert returns(*leaves) == {"l3": {M: 100}, "l2": {M: 50}, "l1": {M: 0}}
+
+
+def test_what_was_closed_before_is_not_given_back_again():
+    leaves = [started(), granted(m=1000, t=1000), closed_lease(m=400), granted("l2", m=50)]
+    assert returns(*leaves) == {"l2": {M: 50}, "l1": {T: 1000}}
+
+
+def test_a_tally_stands_for_everything_before_it():
+    tally = Tally(at_ms=0, holder="h", unspent_bits={M: 700}, leases={"l1": {M: 1000}}, answers=(((M,), ("a",)),))
+    after = [released(100), granted("l2", m=50), released(20, outcome="stop"), closed(), settled(15)]
+    assert returns(tally, *after) == {"l2": {M: 50}, "l1": {M: 595}}
+    before = [started(), granted(m=1000), opened(accounts=(M,)), released(300)]
+    assert returns(*before, tally, *after) == returns(*before, *after) == returns(tally, *after)
+
+
+def test_an_answer_that_was_closed_before_a_tally_is_still_settled_if_it_is_known():
+    tally = Tally(at_ms=0, holder="h", unspent_bits={M: 400}, leases={"l1": {M: 1000}}, answers=())
+    assert returns(started(), granted(m=1000), opened(accounts=(M,)), released(600), closed(), tally, settled(500)) == {
+        "l1": {M: 900}
+    }
+    assert returns(tally, settled(500)) == {"l1": {M: 400}}
+
+
+def test_holders_are_kept_apart():
+    leaves = [
+        started("one"),
+        started("two"),
+        granted("l1", "one", m=100),
+        granted("l2", "two", m=100),
+        opened("a", "one", (M,)),
+        opened("b", "two", (M,)),
+        released(10, "a"),
+        released(70, "b"),
+        closed("a"),
+        closed("b"),
+        Refusals(at_ms=0, counts={}),
+    ]
+    assert returns(*leaves, holder="one") == {"l1": {M: 90}}
+    assert returns(*leaves, holder="two") == {"l2": {M: 30}}
+
+
+def test_the_highest_fences_on_the_record_are_known():
+    leaves = [granted(fence=7, m=1), granted(fence=5, m=1, t=1), Fences(at_ms=0, fences={T: 9}), started()]
+    assert known_fences(leaves) == {M: 7, T: 9}
+
+
+# Against a ledger.
+
+
+class Audit:
+    def __init__(self, leaves):
+        self.leaves = list(leaves)
+        self.trace = []
+
+    async def append(self, entries):
+        assert all(isinstance(entry, Entry) for entry in entries)
+        self.leaves += [entry.leaf for entry in entries]
+        self.trace += [("record", type(entry.leaf).__name__) for entry in entries]
+
+    def recent(self):
+        return iter(list(self.leaves))
+
+
+class Ledger(MemoryLedger):
+    away = False
+
+    async def close_lease(self, **closing):
+        if self.away:
+            raise LedgerUnavailable("away")
+        self.trace.append(("close", closing["lease"]))
+        return await super().close_lease(**closing)
+
+
+@pytest.fixture
+def clock(fakes):
+    return fakes.Clock()
+
+
+@pytest.fixture
+async def house(fakes, clock):
+    """A house that has answered once, and dies with an answer open; its ledger, and the log that it leaves."""
+    house = fakes.House(ledger=Ledger(clock=clock), clock=clock)
+    house.ledger.trace = house.trace
+    await house.leases.refresh()
+    house.tick.record(started(house.leases.holder, at_ms=int(clock.wall_s() * 1000)))
+    never = asyncio.Event()
+    async with house.running():
+        await house.ask([fakes.said("x" * 100)])
+        asking = asyncio.create_task(house.ask([fakes.sse(fakes.delta("y" * 50)), never.wait]))
+        await house.ticks(6)
+        house.left = Audit(house.audit.leaves)
+        house.left.trace = house.trace
+        house.before = {state.account: state.debited_bits for state in await house.ledger.states()}
+        house.trace.clear()
+        yield house
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+def charged(house):
+    return sum(leaf.charged_bits for leaf in house.left.leaves if isinstance(leaf, Released))
+
+
+async def test_after_a_crash_the_ledger_says_what_left_and_the_silence_of_what_was_open(house, clock):
+    recovery = await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    states = {state.account: state.debited_bits for state in await house.ledger.states()}
+    refunded = sum(leaf.refunded_bits for leaf in house.left.leaves if isinstance(leaf, Settled))
+    assert charged(house) - refunded > 8 * 50
+    assert set(states.values()) == {charged(house) - refunded + SILENCE_BITS}
+    assert dict(recovery.returned_bits) == {name: house.before[name] - bits for name, bits in states.items()}
+
+
+async def test_it_is_on_the_record_before_the_ledger_is_told_and_done_once(house, clock):
+    await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    kinds = [event[0] for event in house.trace]
+    assert kinds.index("close") > max(n for n, event in enumerate(house.trace) if event == ("record", "LeaseClosed"))
+    assert house.trace[-1] == ("record", "Recovered")
+    after = await house.ledger.states()
+    assert not (await recover(ledger=house.ledger, audit=house.left, clock=clock)).returned_bits
+    assert await house.ledger.states() == after
+
+
+async def test_a_recovery_that_was_interrupted_is_finished_by_the_next(house, clock):
+    house.ledger.away = True
+    with pytest.raises(LedgerUnavailable):
+        await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    assert {state.account: state.debited_bits for state in await house.ledger.states()} == house.before
+    house.ledger.away = False
+    again = await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    assert sum(again.returned_bits.values()) > 0
+
+
+async def test_only_the_holders_that_are_named_are_recovered(house, clock):
+    assert not (await recover(ledger=house.ledger, audit=house.left, clock=clock, holders={"another"})).returned_bits
+    assert (
+        await recover(ledger=house.ledger, audit=house.left, clock=clock, holders={house.leases.holder})
+    ).returned_bits
+
+
+async def test_a_log_that_is_older_than_what_the_ledger_heard_proves_nothing(house, clock):
+    """A disk that was restored from a backup: since then the holder went on, and its charges are not in this copy."""
+    clock.advance(3600)
+    await house.leases.refresh()
+    clock.advance(10)
+    recovery = await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    assert (list(recovery.stale), dict(recovery.returned_bits)) == ([house.leases.holder], {})
+
+
+async def test_a_gateway_that_was_down_for_long_is_recovered_all_the_same(house, clock):
+    clock.advance(100_000)
+    assert (await recover(ledger=house.ledger, audit=house.left, clock=clock)).returned_bits
