@@ -69,17 +69,8 @@ class SegmentLog:
         await durable
 
     def recent(self) -> Iterator[Leaf]:
-        """See `AuditLog.recent`. Leaves of other versions of this program are left out."""
-        segments = sorted(self._directory.glob("*.log"))
-        first, newest_ms = len(segments), 0
-        while first > 0:
-            first -= 1
-            times = [leaf.at_ms for leaf in _leaves(segments[first])]
-            newest_ms = max([newest_ms, *times])
-            if newest_ms - min(times, default=newest_ms) >= RECENT_S * 1000:
-                break
-        for segment in segments[first:]:
-            yield from _leaves(segment)
+        """See `AuditLog.recent`."""
+        return recent(self._directory)
 
     async def close(self) -> None:
         """Finish the frames under way and close the file."""
@@ -224,6 +215,20 @@ def valid_size(segment: Path) -> int:
             raise AuditFailed(f"{segment}: damaged at byte {size}, with whole records after it; restore it from a copy")
         later = data.find(MARKER, later + 1)
     return size
+
+
+def recent(directory: Path) -> Iterator[Leaf]:
+    """`AuditLog.recent` of a log that another process may be writing. Leaves of other versions of this program are left out."""
+    segments = sorted(directory.glob("*.log"))
+    first, newest_ms = len(segments), 0
+    while first > 0:
+        first -= 1
+        times = [leaf.at_ms for leaf in _leaves(segments[first])]
+        newest_ms = max([newest_ms, *times])
+        if newest_ms - min(times, default=newest_ms) >= RECENT_S * 1000:
+            break
+    for segment in segments[first:]:
+        yield from _leaves(segment)
 
 
 def _leaves(segment: Path) -> Iterator[Leaf]:

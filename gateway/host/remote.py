@@ -6,7 +6,7 @@ A worker whose keeper is gone can neither be granted anything nor record anythin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ from gateway.ports import (
     OverLimit,
     Wanted,
 )
-from gateway.record import Entry, lines
+from gateway.record import Entry, Leaf, lines
 
 FAULTS = (LedgerUnavailable, NotGranted, AccountFrozen, ClockBehind, AuditFailed, KeyError, ValueError)
 
@@ -200,8 +200,9 @@ class RemoteLedger:
 class RemoteAuditLog:
     """The `AuditLog` port over a channel."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, *, recent: Callable[[], Iterator[Leaf]]) -> None:
         self._channel = channel
+        self._recent = recent  # to read what is on the record, nobody needs to be asked
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """See `AuditLog.append`."""
@@ -209,6 +210,10 @@ class RemoteAuditLog:
             await self._channel.call(Append(lines(entries)), type(None))
         except ChannelBroken as broken:
             raise AuditFailed(f"the keeper: {broken}") from broken
+
+    def recent(self) -> Iterator[Leaf]:
+        """See `AuditLog.recent`."""
+        return self._recent()
 
     async def close(self) -> None:
         """The files are the keeper's to close."""

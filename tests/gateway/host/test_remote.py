@@ -32,6 +32,9 @@ class Keeper:
         self.ends.append(await open_channel(theirs, answers={}, faults=FAULTS, bug=self.bugs.append))
         return self.ends[-1]
 
+    def log(self, channel):
+        return RemoteAuditLog(channel, recent=self.audit.recent)
+
     async def close(self):
         for end in self.ends:
             end.close()
@@ -52,7 +55,7 @@ def entry(number):
 
 
 async def test_what_workers_append_at_once_is_flushed_together_and_stays_in_each_ones_order(keeper):
-    logs = [RemoteAuditLog(await keeper.worker()) for _ in range(4)]
+    logs = [keeper.log(await keeper.worker()) for _ in range(4)]
     appends = [logs[worker].append([entry(1000 * worker + number)]) for number in range(100) for worker in range(4)]
     await asyncio.gather(*appends)
     order = [leaf["at_ms"] for leaf in leaves(keeper.directory)]
@@ -66,7 +69,7 @@ async def test_what_workers_append_at_once_is_flushed_together_and_stays_in_each
 
 async def test_a_worker_whose_keeper_is_gone_is_granted_nothing_and_records_nothing(keeper):
     channel = await keeper.worker()
-    ledger, audit = RemoteLedger(channel), RemoteAuditLog(channel)
+    ledger, audit = RemoteLedger(channel), keeper.log(channel)
     keeper.ends[0].close()
     await channel.broken()
     with pytest.raises(LedgerUnavailable, match="keeper"):
@@ -93,7 +96,7 @@ async def test_the_keeper_knows_a_holder_before_it_is_granted_anything(keeper):
 async def test_closing_a_workers_ports_closes_nothing_of_the_keepers(keeper):
     for _ in range(2):
         channel = await keeper.worker()
-        ledger, audit = RemoteLedger(channel), RemoteAuditLog(channel)
+        ledger, audit = RemoteLedger(channel), keeper.log(channel)
         await ledger.register([AccountLimit(account="a", limit_bits=10)])
         await audit.append([entry(1)])
         await ledger.close()
