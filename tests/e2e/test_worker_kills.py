@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from typing import Any
 
 import apsw
 import pytest
@@ -76,14 +77,18 @@ class Clients:
                     return
 
 
-def debited_bits(gateway: Gateway, account: str) -> int:
+def in_ledger(gateway: Gateway, query: str, *values: str) -> list[tuple[Any, ...]]:
     """As the file has it, read by somebody else."""
-    path = gateway.directory / "ledger.db"
-    database = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    database = apsw.Connection(str(gateway.directory / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)
     try:
-        return database.execute("SELECT debited_bits FROM account WHERE id = ?", (account,)).get
+        return list(database.execute(query, values))
     finally:
         database.close()
+
+
+def debited_bits(gateway: Gateway, account: str) -> int:
+    ((bits,),) = in_ledger(gateway, "SELECT debited_bits FROM account WHERE id = ?", account)
+    return bits
 
 
 @pytest.mark.timeout(TAKES_S_MAX + 60)
@@ -119,13 +124,23 @@ def test_no_kill_of_a_worker_lets_anything_leave_that_the_ledger_does_not_know(b
     assert gateway.metric("weir_worker_restarts_total") >= KILLS * 0.95, "a worker may be killed again before it began"
     assert gateway.stop() == 0
 
-    # At the end the ledger has what the record says was charged, and what the answers that broke off may have told by silence.
+    # At the end the ledger has what the record says was charged; what the answers that broke off may have told by their
+    # silence; and the leases of which a worker died before it could record them, so that nobody can prove anything.
     leaves = gateway.audit()
     charged_bits = sum(leaf["charged_bits"] for leaf in leaves if leaf["type"] == "released")
     charged_bits += sum(leaf["parting_bits"] for leaf in leaves if leaf["type"] == "closed")
     opened = {leaf["answer"] for leaf in leaves if leaf["type"] == "opened"}
     closed = {leaf["answer"] for leaf in leaves if leaf["type"] == "closed"}
-    for account in ("tenant:alice/lifetime/ever", "model:m/lifetime/ever"):
-        assert 8 * clients.text_bytes <= charged_bits <= debited_bits(gateway, account)
-        assert debited_bits(gateway, account) <= charged_bits + SILENCE_BITS * len(opened - closed)
+    recorded = {leaf["lease"] for leaf in leaves if leaf["type"] == "lease_granted"}
     assert len(opened - closed) > KILLS, "the workers were killed in the middle of answers"
+    for account in ("tenant:alice/lifetime/ever", "model:m/lifetime/ever"):
+        amounts = in_ledger(gateway, "SELECT lease, bits, returned_bits FROM lease_amount WHERE account = ?", account)
+        lost = {lease: bits for lease, bits, _ in amounts if lease not in recorded}
+        assert len(lost) <= KILLS
+        assert 8 * clients.text_bytes <= charged_bits <= debited_bits(gateway, account)
+        over_bits = debited_bits(gateway, account) - charged_bits
+        assert sum(lost.values()) <= over_bits <= sum(lost.values()) + SILENCE_BITS * len(opened - closed)
+        assert all(returned is not None for lease, _, returned in amounts if lease in recorded), (
+            "all else was given back"
+        )
+        print(f"{account}: {charged_bits} bits charged, {over_bits} too many debited, {len(lost)} leases unrecorded")
