@@ -143,4 +143,3 @@ def test_no_kill_of_a_worker_lets_anything_leave_that_the_ledger_does_not_know(b
         assert all(returned is not None for lease, _, returned in amounts if lease in recorded), (
             "all else was given back"
         )
-        print(f"{account}: {charged_bits} bits charged, {over_bits} too many debited, {len(lost)} leases unrecorded")

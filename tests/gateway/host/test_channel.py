@@ -152,7 +152,7 @@ async def test_when_the_other_side_is_gone_every_waiting_call_fails_and_every_la
 async def test_a_channel_is_lost_when_what_came_over_it_is_done(sides):
     one, other = sides
     asking = asyncio.ensure_future(one.channel.call(Wait(), str))
-    while not other.asked:
+    while not other.asked:  # noqa: ASYNC110  the other side is not told that it is looked at
         await asyncio.sleep(0)
     one.channel.close()
     await other.channel.broken()
@@ -180,7 +180,7 @@ async def test_a_cancelled_call_leaves_the_channel_in_order(sides):
 async def test_more_calls_than_may_be_open_wait_for_their_turn(sides):
     one, other = sides
     calls = [asyncio.ensure_future(one.channel.call(Wait(), str)) for _ in range(CALLS_MAX + 50)]
-    while len(other.asked) < CALLS_MAX:
+    while len(other.asked) < CALLS_MAX:  # noqa: ASYNC110  as above
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.01)
     assert len(other.asked) == CALLS_MAX
@@ -211,7 +211,7 @@ async def test_what_cannot_be_read_breaks_the_channel(half, junk):
 
 
 async def test_a_frame_may_come_in_pieces_of_any_size(half):
-    side, other = half
+    _side, other = half
     payload = msgspec.msgpack.encode(Double(21))
     frame = struct.pack(">IBQ", len(payload), 0, 9) + payload
     other.setblocking(False)
