@@ -27,8 +27,6 @@ from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
 from gateway.holdings import Holdings, in_purse
 from gateway.leases import Leases
-from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.sqlite import SqliteLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
@@ -40,11 +38,11 @@ from gateway.serving import serving
 from gateway.session import Session
 from gateway.settle import Settler
 from gateway.status import Status
+from gateway.stores import open_ledger
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
 from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
 from policy.rules import Address, Policy, UnixAddress
-from policy.rules import MemoryLedger as MemoryLedgerRules
 
 LISTEN_BACKLOG = 1024
 HOUSEKEEPING_S = 10.0  # refusals are summarised: a flood of them must not flood the log
@@ -74,7 +72,7 @@ class Gateway:
         self.clock: Clock = SystemClock()
         meters = meters_of(policy)
         self.codes = codes_digest(policy, meters)
-        self.ledger = kept.ledger if kept is not None else ledger_of(policy, codes=self.codes, clock=self.clock)
+        self.ledger = kept.ledger if kept is not None else open_ledger(policy, codes=self.codes, clock=self.clock)
         self._audit = kept.audit if kept is not None else SegmentLog(Path(policy.audit.directory))
         self.tick = Tick(
             clock=self.clock,
@@ -426,13 +424,6 @@ async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders:
         log.problem(
             "this audit log is older than what the ledger heard from its holder; nothing is returned", holder=holder
         )
-
-
-def ledger_of(policy: Policy, *, codes: str, clock: Clock) -> Ledger:
-    """The store that the policy names."""
-    if isinstance(policy.ledger, MemoryLedgerRules):
-        return MemoryLedger(clock=clock)
-    return SqliteLedger(Path(policy.ledger.path), codes=codes)
 
 
 def meters_of(policy: Policy) -> Sequence[Meter]:

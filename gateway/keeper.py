@@ -17,7 +17,7 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from gateway import log
-from gateway.app import bound, codes_digest, ledger_of, meters_of, port_of, settle_past, site_on, unchangeable
+from gateway.app import bound, codes_digest, meters_of, port_of, settle_past, site_on, unchangeable
 from gateway.audit.segments import SegmentLog
 from gateway.claims import Claims
 from gateway.clock import SystemClock
@@ -47,6 +47,7 @@ from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
 from gateway.record import Entry, PolicyLoaded, lines
 from gateway.serving import serving
 from gateway.status import Status
+from gateway.stores import open_ledger
 from policy.limits import DRAIN_S_MAX, WORKER_COLLECT_S
 from policy.rules import Address, UnixAddress
 
@@ -79,7 +80,7 @@ class Keeper:
         self.serving = serving(config.policy, parameters=config.parameters)
         self.codes = codes_digest(config.policy, meters_of(config.policy))
         self._public, self._port = _public(config.policy.listen)
-        self.ledger = ledger_of(config.policy, codes=self.codes, clock=self.clock)
+        self.ledger = open_ledger(config.policy, codes=self.codes, clock=self.clock)
         self._audit = SegmentLog(Path(config.policy.audit.directory))
         self._crew = Crew(
             count=workers,

@@ -62,9 +62,7 @@ class Worker:
         config = self._config(welcome.text, policy=welcome.policy)
         kept = Kept(
             ledger=RemoteLedger(self._channel),
-            audit=RemoteAuditLog(
-                self._channel, recent=lambda: recent(Path(config.policy.audit.directory))
-            ),
+            audit=RemoteAuditLog(self._channel, recent=lambda: recent(Path(config.policy.audit.directory))),
             held=self._together,
             listener=self._listener or _bound(config.policy, port=welcome.port),
             serving=self._serving,
