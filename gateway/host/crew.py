@@ -20,7 +20,7 @@ from gateway.host.orders import Done, Drain
 from gateway.host.process import CannotServe
 from gateway.host.remote import FAULTS
 from gateway.host.summing import Values
-from gateway.ports import AuditFailed, Clock
+from gateway.ports import AuditFailed, Clock, LedgerUnavailable
 from policy.limits import WORKER_ANSWER_S_MAX, WORKER_OBEYS_S_MAX, WORKER_RESTART_S_MAX, WORKER_SOON_S
 
 
@@ -171,11 +171,11 @@ class Crew:
 
 
 async def _asked(worker: Worker, argument: Struct, answer: type[T], *, within_s: float) -> T | None:
-    """None if it does not answer so soon, or not any more."""
+    """None if it does not answer so soon, or not any more, or cannot do it without the ledger."""
     try:
         async with asyncio.timeout(within_s):
             return await worker.channel.call(argument, answer)
-    except (TimeoutError, ChannelBroken):
+    except (TimeoutError, ChannelBroken, LedgerUnavailable):
         return None
 
 

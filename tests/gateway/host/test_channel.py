@@ -7,7 +7,6 @@ import struct
 
 import msgspec
 import pytest
-import uvloop
 
 from gateway.host.channel import CALLS_MAX, FRAME_BYTES_MAX, ChannelBroken, open_channel
 from gateway.ports import AuditFailed, LedgerUnavailable
@@ -64,11 +63,6 @@ class Side:
         answers = {Double: self.double, Fail: self.fail, Wait: self.wait, Echo: self.echo}
         self.channel = await open_channel(end, answers=answers, faults=FAULTS, bug=self.bugs.append)
         return self
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy])
-def event_loop_policy(request):
-    return request.param()
 
 
 @pytest.fixture
