@@ -242,6 +242,13 @@ async def test_what_a_step_gives_back_may_be_spent_again_while_it_counts_and_not
     assert (await state(ledger, "s10")).debited_bits == 0
 
 
+async def test_two_steps_of_one_series_in_one_grant_are_held_against_one_limit(ledger):
+    await register_step(ledger, 1)
+    await register_step(ledger, 2)
+    assert dict((await grant(ledger, s1=(1, 80), s2=(1, 80))).bits) == {"s1": 80, "s2": 20}
+    assert (await state(ledger, "s")).debited_bits == 100
+
+
 async def test_a_clock_that_is_one_step_behind_is_counted_and_one_further_behind_is_refused(ledger):
     await slide(ledger, 10, 1)
     assert isinstance(await slide(ledger, 9, 99), Granted)
