@@ -122,8 +122,7 @@ class Crew:
         deaths = 0  # one soon after the other
         while not self._ending.is_set():
             worker = await self._start(number)
-            status = await worker.process.wait()
-            await worker.channel.lost()  # what it had asked for is done, and nothing of it comes later
+            status = await self._end(worker)
             since_s = worker.serving_since_s
             soon = since_s is None or self._clock.monotonic_s() - since_s < WORKER_SOON_S
             del self.workers[number]
@@ -138,6 +137,17 @@ class Crew:
             log.problem("worker died", worker=number, pid=worker.process.pid, status=status, restart_in_s=delay_s)
             await self._died(worker)
             await self._pause(delay_s)
+
+    async def _end(self, worker: Worker) -> int:
+        """Return when it has ended, what it had asked for is done, and nothing of it can come later."""
+        await worker.channel.broken()  # by its death, as a rule; a worker that lives without a channel must end
+        try:
+            async with asyncio.timeout(WORKER_OBEYS_S_MAX):
+                await worker.process.wait()
+        except TimeoutError:
+            _kill(worker)
+        await worker.channel.lost()
+        return await worker.process.wait()
 
     async def _pause(self, seconds: float) -> None:
         try:
