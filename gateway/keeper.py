@@ -235,6 +235,8 @@ class Keeper:
         self._ended = lasting(self.metrics.registry, self._ended, worker.values)
         if not self._draining:
             self.metrics.worker_restarts.inc()
+        if worker.process.returncode == 0:
+            return  # it drained, and gave back what it held itself
         while worker.holders and self._failed is None:
             try:
                 async with self._recovering:
