@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway import log
-from gateway.audit.segments import SegmentLog
+from gateway.audit.log import SignedLog
 from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
@@ -32,8 +32,8 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
-from gateway.record import PolicyLoaded, Refusals, Started, Stopped, Tally
-from gateway.recovery import recover
+from gateway.record import PolicyLoaded, Refusals, Started, Stopped
+from gateway.recovery import recover, tallies
 from gateway.refills import Refills
 from gateway.relay import Relay
 from gateway.serving import Serving, serving
@@ -74,7 +74,12 @@ class Gateway:
         self.clock: Clock = SystemClock()
         meters = meters_of(policy)
         self.codes = codes_digest(policy, meters)
-        self._audit = kept.audit if kept is not None else SegmentLog(Path(policy.audit.directory))
+        self._signed: SignedLog | None = None
+        self._audit: AuditLog
+        if kept is not None:
+            self._audit = kept.audit
+        else:
+            self._audit = self._signed = SignedLog(policy.audit, clock=self.clock, metrics=self.metrics)
         self.tick = Tick(
             clock=self.clock,
             audit=self._audit,
@@ -276,6 +281,8 @@ class Gateway:
             tasks.create_task(self.settler.score())
             tasks.create_task(self._keep_leases())
             tasks.create_task(self._keep_house())
+            if self._signed is not None:
+                tasks.create_task(self._signed.run())
             if self._guard is not None:
                 tasks.create_task(
                     keep_guard(
@@ -343,17 +350,19 @@ class Gateway:
                 )
             if self.clock.monotonic_s() - tallied_s >= TALLY_S:
                 tallied_s = self.clock.monotonic_s()
-                self.tick.record(self._tally())
+                self._tally()
 
-    def _tally(self) -> Tally:
-        """Everything in it is what the leaves before it add up to. Nothing may be awaited while it is taken."""
-        return Tally(
+    def _tally(self) -> None:
+        """Put on the record what the leaves before it add up to. Nothing may be awaited while it is taken."""
+        parts = tallies(
             at_ms=self._now_ms(),
             holder=self.leases.holder,
             unspent_bits=self.leases.unspent_bits(),
             leases=self.leases.open_leases(),
             answers=self.relay.open_answers(),
         )
+        for part in parts:
+            self.tick.record(part)
 
     async def _held(self) -> Holdings:
         return self.holdings()

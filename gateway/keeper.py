@@ -19,7 +19,8 @@ from prometheus_client import Metric
 
 from gateway import log
 from gateway.app import accounts_in_use, bound, codes_digest, meters_of, port_of, settle_past, site_on, unchangeable
-from gateway.audit.segments import SegmentLog
+from gateway.audit.batch import Batch
+from gateway.audit.log import SignedLog
 from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
@@ -46,7 +47,7 @@ from gateway.host.remote import answers as ports_over_channel
 from gateway.host.summing import Values, lasting, summed
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
-from gateway.record import Entry, Leaf, PolicyLoaded, lines
+from gateway.record import Entry, Leaf, PolicyLoaded
 from gateway.serving import serving
 from gateway.status import Status
 from gateway.stores import open_ledger
@@ -82,7 +83,7 @@ class Keeper:
         self.serving = serving(config.policy, parameters=config.parameters)
         self.codes = codes_digest(config.policy, meters_of(config.policy))
         self._public, self._port = _public(config.policy.listen)
-        self._audit = SegmentLog(Path(config.policy.audit.directory))
+        self._audit = SignedLog(config.policy.audit, clock=self.clock, metrics=self.metrics)
         self._recording: set[asyncio.Task[None]] = set()
         store = open_ledger(config.policy, codes=self.codes, clock=self.clock)
         self.ledger = guarded(store, audit=self._audit, clock=self.clock, record=self._record)
@@ -125,6 +126,7 @@ class Keeper:
         crew = asyncio.create_task(self._crew.run())
         crew.add_done_callback(lambda _: self._stop.set())
         collecting = asyncio.create_task(self._collect_often())
+        signing = asyncio.create_task(self._sign())
         guarding = asyncio.create_task(
             keep_guard(
                 self.ledger,
@@ -140,6 +142,8 @@ class Keeper:
         await self._drain(crew)
         collecting.cancel()
         guarding.cancel()
+        signing.cancel()
+        await asyncio.wait([signing])  # it may be writing, and the last signature must come after that
         await asyncio.gather(*self._recording)
         await site._runner.cleanup()  # noqa: SLF001  aiohttp gives a site no public way to its runner
         await self.ledger.close()
@@ -168,7 +172,7 @@ class Keeper:
                 log.problem("policy reload refused", mistakes=str(mistakes).splitlines())
                 return
             loaded = PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised))
-            await self.append_lines(lines([Entry(loaded)]))
+            await self._audit.append([Entry(loaded)])
             self._take(config)
             await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))
             self.metrics.reloads.labels("taken").inc()
@@ -181,16 +185,25 @@ class Keeper:
 
     async def _append(self, leaf: Leaf) -> None:
         with suppress(AuditFailed):  # which ends the keeper by other means
-            await self.append_lines(lines([Entry(leaf)]))
+            await self._audit.append([Entry(leaf)])
 
-    async def append_lines(self, payload: bytes) -> None:
+    async def _sign(self) -> None:
+        try:
+            await self._audit.run()
+        except AuditFailed as fault:
+            self._fail(fault)
+
+    def _fail(self, fault: AuditFailed) -> None:
+        self._failed = fault
+        self._crew.kill()
+        self._stop.set()
+
+    async def append_batch(self, batch: Batch) -> None:
         """The audit log, as workers have it. If it fails all end here, before any of them can go on."""
         try:
-            await self._audit.append_lines(payload)
+            await self._audit.append_batch(batch)
         except AuditFailed as fault:
-            self._failed = fault
-            self._crew.kill()
-            self._stop.set()
+            self._fail(fault)
             raise
 
     async def _begin(self) -> None:
@@ -234,7 +247,12 @@ class Keeper:
             config = self._config
             worker.policy = config.policy.digest
             return Welcome(
-                path=str(self._path), text=config.text, policy=worker.policy, codes=self.codes, port=self._port
+                path=str(self._path),
+                text=config.text,
+                policy=worker.policy,
+                codes=self.codes,
+                origin=self._audit.origin,
+                port=self._port,
             )
 
         async def serves(_: Serving) -> Done:

@@ -111,6 +111,15 @@ class Metrics:
             buckets=REQUEST_BUCKETS_S,
             registry=r,
         )
+        self.audit_records = Gauge(
+            "weir_audit_signed_records", "Records of the audit log that are in its signed tree.", registry=r
+        )
+        self.audit_checkpoint_at = Gauge(
+            "weir_audit_checkpoint_timestamp_seconds", "When all that was on the record was signed.", registry=r
+        )
+        self.audit_disk_free = Gauge(
+            "weir_audit_disk_free_bytes", "Space left on the audit log's file system.", registry=r
+        )
         self.ledger_frozen = Gauge(
             "weir_ledger_frozen_accounts",
             "Accounts that grant nothing because the ledger has forgotten grants of them; see `weir ledger thaw`.",

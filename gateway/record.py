@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Struct
 
-_encode = msgspec.json.Encoder().encode
 
 
-class Leaf(Struct, frozen=True, kw_only=True, tag_field="type"):
+class Leaf(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
     """Common to all leaves."""
 
     at_ms: int  # wall clock, Unix epoch
@@ -88,14 +87,23 @@ class Frozen(Leaf, frozen=True, kw_only=True, tag="frozen"):
 
 
 class Tally(Leaf, frozen=True, kw_only=True, tag="tally"):
-    """What a holder had at this place of the log, so that recovery need not read further back."""
+    """What a holder had at this place of the log, so that recovery need not read further back. In parts, one after the other."""
 
     holder: str
+    part: int  # from 0, which stands for everything before it
     unspent_bits: dict[str, int]  # granted, and neither charged nor given back
     leases: dict[str, dict[str, int]]  # that are open: bits by account
     answers: tuple[
         tuple[tuple[str, ...], tuple[str, ...]], ...
     ]  # that are open: accounts, and the answers that they bear
+
+
+class Sealed(Leaf, frozen=True, kw_only=True, tag="sealed"):
+    """What the leaves before this one commit to (their `content`), sealed to the auditors; since the `Sealed` leaf before it."""
+
+    batch: str
+    sha256: str  # of the ciphertext, which is kept beside the leaves
+    bytes: int
 
 
 class Opened(Leaf, frozen=True, kw_only=True, tag="opened"):
@@ -109,6 +117,7 @@ class Opened(Leaf, frozen=True, kw_only=True, tag="opened"):
     route: str
     seed: int
     request_bytes: int
+    content: str | None = None  # commitment to the request as it was sent upstream
 
 
 class Renewed(Leaf, frozen=True, kw_only=True, tag="renewed"):
@@ -127,6 +136,7 @@ class Released(Leaf, frozen=True, kw_only=True, tag="released"):
     text_bytes: int
     charged_bits: int
     outcome: str | None
+    content: str | None = None  # commitment to what was said
 
 
 class Closed(Leaf, frozen=True, kw_only=True, tag="closed"):
@@ -137,6 +147,8 @@ class Closed(Leaf, frozen=True, kw_only=True, tag="closed"):
     parting_bits: int  # charged now, for the silence since the last release
     text_bytes: int
     charged_bits: int
+    spent_bits: dict[str, int]  # by this holder since it began, of the accounts that bore this answer
+    content: str | None = None  # commitment to the backend's token ids, if it gave any
 
 
 class Settled(Leaf, frozen=True, kw_only=True, tag="settled"):
@@ -165,6 +177,7 @@ AnyLeaf = (
     | Fences
     | Frozen
     | Tally
+    | Sealed
     | Opened
     | Renewed
     | Released
@@ -176,12 +189,8 @@ AnyLeaf = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A leaf and the content it commits to, if any."""
+    """A leaf and the content it commits to, if any: bytes, or a value that is kept as JSON."""
 
     leaf: Leaf
-    content: bytes | None = None
+    content: object = None
 
-
-def lines(entries: Sequence[Entry]) -> bytes:
-    """The leaves as they stand in a log: JSON, one a line."""
-    return b"\n".join([_encode(entry.leaf) for entry in entries])

@@ -7,10 +7,11 @@ at most what it had not yet spent when it died; a torn last frame tells of charg
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from gateway.ports import AuditLog, Clock, LeaseState, Ledger
 from gateway.record import (
@@ -34,7 +35,9 @@ from policy.codelength import parting_bits
 from policy.limits import RECENT_S
 
 LEASES_PAGE = 1000
+TALLY_ACCOUNTS, TALLY_ANSWERS = 12, 32  # in one leaf: accounts of up to 140 bytes; with the accounts that bear them
 UNRECORDED_S_MAX = 2.0  # between a grant, by the store's clock, and the holder's last word on the record: a few flushes
+T = TypeVar("T")
 # What the silence of an answer that was open may have said. Longer than the longest answer, in the shortest ticks.
 SILENCE_BITS = parting_bits(idle_ticks=2**32)
 
@@ -109,12 +112,20 @@ class Estates:
         self._begin(leaf.successor, leaf.at_ms)
 
     def _tally(self, leaf: Tally) -> None:
-        estate = self.found.setdefault(leaf.holder, Estate(leaf.holder, leaf.at_ms))
+        if leaf.part == 0:
+            estate = self.found.setdefault(leaf.holder, Estate(leaf.holder, leaf.at_ms))
+            estate.unspent_bits, estate.leases, estate.silent = {}, {}, {}
+        elif leaf.holder in self.found:
+            estate = self.found[leaf.holder]
+        else:
+            return  # what is recent begins between two parts
         estate.last_ms = leaf.at_ms
-        estate.unspent_bits = dict(leaf.unspent_bits)
-        estate.leases = {lease: dict(bits) for lease, bits in leaf.leases.items()}
-        estate.silent = {answer: accounts for accounts, names in leaf.answers for answer in names}
-        self._answers |= {answer: (estate, accounts) for answer, accounts in estate.silent.items()}
+        estate.unspent_bits |= leaf.unspent_bits
+        for lease, bits in leaf.leases.items():
+            estate.leases.setdefault(lease, {}).update(bits)
+        for accounts, names in leaf.answers:
+            estate.silent |= dict.fromkeys(names, accounts)
+            self._answers |= {answer: (estate, accounts) for answer in names}
 
     def _granted(self, leaf: LeaseGranted) -> None:
         estate = self.found.get(leaf.holder)
@@ -157,6 +168,30 @@ class Estates:
             estate.add(dict.fromkeys(accounts, -bits))
             if not silent:
                 estate.silent.pop(leaf.answer, None)
+
+
+def tallies(
+    *,
+    at_ms: int,
+    holder: str,
+    unspent_bits: Mapping[str, int],
+    leases: Mapping[str, Mapping[str, int]],
+    answers: Iterable[tuple[tuple[str, ...], Sequence[str]]],
+) -> Sequence[Tally]:
+    """A tally in parts, each small enough for a leaf."""
+    parts = [
+        *({"unspent_bits": dict(some)} for some in batched(unspent_bits.items(), TALLY_ACCOUNTS)),
+        *(
+            {"leases": {lease: dict(some)}}
+            for lease, bits in leases.items()
+            for some in batched(bits.items(), TALLY_ACCOUNTS)
+        ),
+        *({"answers": ((accounts, tuple(some)),)} for accounts, names in answers for some in batched(names, TALLY_ANSWERS)),
+    ]
+    empty: dict[str, Any] = {"unspent_bits": {}, "leases": {}, "answers": ()}
+    return [
+        Tally(at_ms=at_ms, holder=holder, part=number, **(empty | part)) for number, part in enumerate(parts or [empty])
+    ]
 
 
 def known_fences(leaves: Iterable[Leaf]) -> dict[str, int]:
@@ -238,6 +273,13 @@ def _whole(lease: LeaseState, estate: Estate) -> dict[str, int]:
 
 def _granted_late(lease: LeaseState, *, at_ms: int) -> LeaseGranted:
     return LeaseGranted(at_ms=at_ms, lease=lease.lease, holder=lease.holder, bits=dict(lease.bits), fences={})
+
+
+def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
+    """`itertools.batched` of Python 3.12."""
+    left = iter(items)
+    while some := tuple(islice(left, count)):
+        yield some
 
 
 async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:

@@ -336,8 +336,9 @@ class Relay:
                 parting_bits=parting_bits,
                 text_bytes=len(session.text),
                 charged_bits=session.charged_bits,
+                spent_bits={account.id: self._leases.purse.spent_bits(account.id) for account in session.hold.accounts},
             ),
-            content=msgspec.json.encode(session.answer.token_ids) if session.answer.token_ids else None,
+            content=session.answer.token_ids or None,
         )
         self._settler.settle(session)
         session.metrics.ended(outcome)

@@ -55,7 +55,7 @@ class Tick:
             self._ready[session.number] = session
             self._wake.set()
 
-    def record(self, leaf: Leaf, content: bytes | None = None) -> None:
+    def record(self, leaf: Leaf, content: object = None) -> None:
         """Put a leaf on the record with the next flush, before anything that is charged after it leaves."""
         self._entries.append(Entry(leaf, content))
         self._wake.set()
@@ -104,7 +104,7 @@ class Tick:
             charged = session.collect(due, at_ms=at_ms)
             if charged is not None:
                 release, leaf = charged
-                self._entries.append(Entry(leaf, release.spoken.encode()))
+                self._entries.append(Entry(leaf, release))
                 session.metrics.released(bits=leaf.charged_bits, text_bytes=leaf.text_bytes)
                 releases.append((session, release))
             elif session.budget is Budget.SHORT:

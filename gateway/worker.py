@@ -17,7 +17,9 @@ from gateway.edge import strict  # noqa: F401  before anything imports aiohttp
 # isort: split
 from gateway import log
 from gateway.app import Gateway, Kept, bound
+from gateway.audit.log import scribe
 from gateway.audit.segments import recent
+from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, config_of
 from gateway.holdings import Holdings
 from gateway.host.channel import Answers, Channel, ChannelBroken, open_channel
@@ -62,7 +64,11 @@ class Worker:
         config = self._config(welcome.text, policy=welcome.policy)
         kept = Kept(
             ledger=RemoteLedger(self._channel),
-            audit=RemoteAuditLog(self._channel, recent=lambda: recent(Path(config.policy.audit.directory))),
+            audit=RemoteAuditLog(
+                self._channel,
+                scribe=scribe(config.policy.audit, origin=welcome.origin, clock=SystemClock()),
+                recent=lambda: recent(Path(config.policy.audit.directory)),
+            ),
             held=self._together,
             listener=self._listener or _bound(config.policy, port=welcome.port),
             serving=self._serving,

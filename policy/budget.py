@@ -63,12 +63,14 @@ class Purse:
     def __init__(self) -> None:
         self._balance_bits: dict[str, int] = {}
         self._reserved_bits: dict[str, int] = {}
+        self._spent_bits: dict[str, int] = {}
         self.generation = 0
 
     def forfeit(self) -> None:
         """Drop everything, and make every hold void: nobody can say any more that these bits have not left."""
         self._balance_bits.clear()
         self._reserved_bits.clear()
+        self._spent_bits.clear()
         self.generation += 1
 
     def credit(self, account_id: str, bits: int) -> None:
@@ -94,6 +96,10 @@ class Purse:
     def reserved_bits(self, account_id: str) -> int:
         """Held for open answers."""
         return self._reserved_bits.get(account_id, 0)
+
+    def spent_bits(self, account_id: str) -> int:
+        """Charged since the beginning or since everything was forfeited, less what was refunded."""
+        return self._spent_bits.get(account_id, 0)
 
     def unspent_bits(self, account_id: str) -> int:
         """Granted, and not charged."""
@@ -122,6 +128,12 @@ class Purse:
         """Reserved bits leave for good."""
         assert 0 <= bits <= self.reserved_bits(account_id)
         self._reserved_bits[account_id] -= bits
+        self._spent_bits[account_id] = self.spent_bits(account_id) + bits
+
+    def refund(self, account_id: str, bits: int) -> None:
+        """Bits that had been spent may be released again."""
+        self.credit(account_id, bits)
+        self._spent_bits[account_id] = self.spent_bits(account_id) - bits
 
 
 class Hold:
@@ -173,7 +185,7 @@ class Hold:
             raise ValueError(f"refund of {bits} bits against a charge of {self.charged_bits}")
         if not self.void:
             for account in self.accounts:
-                self._purse.credit(account.id, bits)
+                self._purse.refund(account.id, bits)
         self.charged_bits -= bits
 
     def close(self) -> None:

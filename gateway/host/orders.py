@@ -25,6 +25,7 @@ class Welcome(Struct, frozen=True):
     text: str
     policy: str  # its digest
     codes: str  # digest of the code set; all workers charge alike
+    origin: str  # of the audit log, which what they seal is bound to
     port: int  # of the public address, which may ask for any
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from gateway.host.channel import Answers, Channel, ChannelBroken, T
+from gateway.audit.batch import Batch, Scribe
 from gateway.ports import (
     AccountFrozen,
     AccountLimit,
@@ -26,7 +27,7 @@ from gateway.ports import (
     OverLimit,
     Wanted,
 )
-from gateway.record import Entry, Leaf, lines
+from gateway.record import Entry, Leaf
 
 FAULTS = (LedgerUnavailable, NotGranted, AccountFrozen, ClockBehind, AuditFailed, KeyError, ValueError)
 
@@ -106,15 +107,15 @@ class Leases(Struct, frozen=True, tag=True):
 
 
 class Append(Struct, frozen=True, tag=True):
-    """`AuditLog.append`, of leaves that are encoded already: a keeper that looked at them would be too slow for many workers."""
+    """`AuditLog.append`, of what is encoded and sealed already: a keeper that did it would be too slow for many workers."""
 
-    lines: bytes
+    batch: Batch
 
 
 class LineLog(Protocol):
-    """An audit log that takes leaves as lines."""
+    """An audit log that takes whole batches."""
 
-    async def append_lines(self, payload: bytes) -> None:
+    async def append_batch(self, batch: Batch) -> None:
         """As `AuditLog.append`."""
 
 
@@ -139,7 +140,7 @@ def answers(*, ledger: Ledger, audit: LineLog, holds: Callable[[str], None]) -> 
         Freeze: lambda asked: ledger.freeze(asked.fences),
         Thaw: lambda asked: ledger.thaw(asked.account, lost_bits=asked.lost_bits),
         Leases: lambda asked: ledger.leases(holder=asked.holder, after=asked.after, count_max=asked.count_max),
-        Append: lambda asked: audit.append_lines(asked.lines),
+        Append: lambda asked: audit.append_batch(asked.batch),
     }
 
 
@@ -203,14 +204,16 @@ class RemoteLedger:
 class RemoteAuditLog:
     """The `AuditLog` port over a channel."""
 
-    def __init__(self, channel: Channel, *, recent: Callable[[], Iterator[Leaf]]) -> None:
+    def __init__(self, channel: Channel, *, scribe: Scribe, recent: Callable[[], Iterator[Leaf]]) -> None:
         self._channel = channel
+        self._scribe = scribe
         self._recent = recent  # to read what is on the record, nobody needs to be asked
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """See `AuditLog.append`."""
         try:
-            await self._channel.call(Append(lines(entries)), type(None))
+            for batch in self._scribe.batches(entries):
+                await self._channel.call(Append(batch), type(None))
         except ChannelBroken as broken:
             raise AuditFailed(f"the keeper: {broken}") from broken
 

@@ -1,0 +1,81 @@
+"""The audit log of a host: segments that are written before anything leaves, and behind them the tree that outsiders verify."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gateway.audit.batch import Batch, Scribe
+from gateway.audit.notary import Notary
+from gateway.audit.sealing import Sealer
+from gateway.audit.segments import SegmentLog, forget
+from gateway.metrics import Metrics
+from gateway.ports import Clock
+from gateway.record import Entry, Leaf
+from policy.rules import Audit
+
+CHECKPOINT_S = 0.5  # a checkpoint at least every second, with time for writing it
+HOUSEKEEPING_S = 60.0
+
+
+def scribe(rules: Audit, *, origin: str, clock: Clock) -> Scribe:
+    """Who writes down the batches of one process: sealed to the policy's auditors, or without content if it names none."""
+    sealer = Sealer(rules.auditors, origin=origin, random=os.urandom) if rules.auditors else None
+    return Scribe(sealer=sealer, clock=clock)
+
+
+class SignedLog:
+    """The `AuditLog` port, on a directory. Opening it recovers. Raises `AuditFailed`."""
+
+    def __init__(self, rules: Audit, *, clock: Clock, metrics: Metrics) -> None:
+        self._rules = rules
+        self._directory = Path(rules.directory)
+        self._clock = clock
+        self._metrics = metrics
+        self._notary = Notary(self._directory)
+        self.origin = self._notary.origin
+        self._segments = SegmentLog(
+            self._directory,
+            scribe=scribe(rules, origin=self.origin, clock=clock),
+            signed=self._notary.signed,
+            durable=self._notary.take,
+        )
+        self._notary.catch_up(self._directory)
+
+    async def append(self, entries: Sequence[Entry]) -> None:
+        """See `AuditLog.append`."""
+        await self._segments.append(entries)
+
+    async def append_batch(self, batch: Batch) -> None:
+        """The same for what a worker has written down already."""
+        await self._segments.append_batch(batch)
+
+    def recent(self) -> Iterator[Leaf]:
+        """See `AuditLog.recent`."""
+        return self._segments.recent()
+
+    async def run(self) -> None:
+        """Sign now and then, and keep the directory, for ever. Raises `AuditFailed`, which must end the process."""
+        kept_s = -HOUSEKEEPING_S
+        while True:
+            await self._notary.sign()
+            self._metrics.audit_records.set(self._notary.signed)
+            self._metrics.audit_checkpoint_at.set(self._clock.wall_s())
+            if self._clock.monotonic_s() - kept_s >= HOUSEKEEPING_S:
+                kept_s = self._clock.monotonic_s()
+                await asyncio.to_thread(self._keep_house)
+            await asyncio.sleep(CHECKPOINT_S)
+
+    async def close(self) -> None:
+        """Finish and sign what is under way, and let go of the files."""
+        await self._segments.close()
+        await self._notary.sign()
+
+    def _keep_house(self) -> None:
+        disk = os.statvfs(self._directory)
+        self._metrics.audit_disk_free.set(disk.f_bavail * disk.f_frsize)
+        if self._rules.content_kept_s is not None:
+            before_s = self._clock.wall_s() - self._rules.content_kept_s
+            forget(self._directory, signed=self._notary.signed, before_s=before_s)

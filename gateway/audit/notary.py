@@ -1,0 +1,73 @@
+"""Behind the log: about once a second, what has become durable enters the tree, and the tree is signed.
+
+Nothing waits for it. A crash loses what was not signed yet from the tree and not from the segments, from which the next start
+takes it. If it fails the process must stop: a log that nobody can verify any more is not a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+
+from gateway.audit import files
+from gateway.audit.note import BadNote, Signer
+from gateway.audit.segments import lines_from
+from gateway.audit.tiled import TiledTree
+from gateway.ports import AuditFailed
+
+TREE = "tree"
+KEY = "log.key"  # the signing key; it opens nothing, and is the gateway's alone
+VERIFIER = "log.vkey"  # what outsiders check signatures with; given to them at the beginning, not read from here
+
+
+class Notary:
+    """The writer of a log's tree. Opening it creates the log's key and name if it has none. Raises `AuditFailed`."""
+
+    def __init__(self, directory: Path) -> None:
+        signer = _signer(directory)
+        self.origin = signer.name
+        self._tree = TiledTree(directory / TREE, origin=signer.name, signers=[signer])
+        self._lines: list[bytes] = []
+
+    @property
+    def signed(self) -> int:
+        """How many leaves are signed."""
+        return self._tree.signed.size
+
+    def catch_up(self, directory: Path) -> None:
+        """Take what the segments have beyond the signed tree: what a crash left unsigned. Once, when the log has been opened."""
+        for line in lines_from(directory, self.signed):
+            self.take(line)
+
+    def take(self, lines: bytes) -> None:
+        """These leaves are durable, and follow those taken before."""
+        self._lines.append(lines)
+
+    async def sign(self) -> None:
+        """Sign what was taken so far. One at a time. Raises `AuditFailed`, which must end the process."""
+        lines, self._lines = self._lines, []
+        if lines:
+            await asyncio.to_thread(self._commit, lines)
+
+    def _commit(self, lines: list[bytes]) -> None:
+        self._tree.append(b"\n".join(lines).split(b"\n"))
+        self._tree.commit()
+
+
+def _signer(directory: Path) -> Signer:
+    """The log's key, made at its first start. The log's name is made with it: another key is another log."""
+    path = directory / KEY
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            if (directory / TREE).exists():
+                raise AuditFailed(f"{path}: missing, and the log was signed with it; restore it from a copy")
+            signer = Signer(name=f"weir.log/{secrets.token_hex(8)}", seed=os.urandom(32))
+            files.write(directory / VERIFIER, f"{signer.verifier}\n".encode())
+            files.write(path, f"{signer.skey()}\n".encode())
+            files.sync([directory])
+        return Signer.parse(path.read_text().strip())
+    except (OSError, BadNote, UnicodeDecodeError) as fault:
+        raise AuditFailed(f"{path}: {fault}") from fault
