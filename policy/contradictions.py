@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from policy.address import address, collide
 from policy.mistakes import Path, quoted, unknown
-from policy.public_key import auditor_key, signer_key
+from policy.public_key import SIGNERS_MAX, auditor_key, signer_key
 from policy.quantity import answer_tokens, key_digest, whole_duration_s, whole_number, window
 from policy.rules import ANSWER_TOKENS_MAX, PublicKey
 from policy.yaml_nodes import NOTHING, Node, Outline, Scalar
@@ -31,9 +31,9 @@ def contradictions(document: Outline) -> Iterator[tuple[Path, str]]:
     if auditors == 1:
         yield ("audit", "auditors"), "one auditor who loses a key loses the record: name at least two, or none"
     signers = len(list(Outline.members(document.at("licence", "keys"))))
-    threshold = _try(partial(whole_number, most=signers), document.at("licence", "threshold"))
-    if signers and threshold is None and document.at("licence", "threshold") is not NOTHING:
-        yield ("licence", "threshold"), f"must be a number from 1 to {signers}, the number of keys"
+    threshold = _try(partial(whole_number, most=SIGNERS_MAX), document.at("licence", "threshold"))
+    if signers and threshold is not None and threshold > signers:
+        yield ("licence", "threshold"), f"must not be more than the number of keys, {signers}: no licence could be signed"
     meters = [_text(meter) for _, meter in Outline.members(document.at("meters"))]
     if meters and "raw" not in meters:
         yield ("meters",), "must name raw: every answer is charged raw when it leaves, other meters refund"

@@ -20,7 +20,7 @@ from policy import quantity, rules
 from policy.address import address, upstream
 from policy.limits import EMBEDDING_DIMENSIONS_MAX
 from policy.mistakes import quoted
-from policy.public_key import AUDITOR_PATTERN, SIGNER_PATTERN, auditor_key, signer_key
+from policy.public_key import AUDITOR_PATTERN, AUDITORS_MAX, SIGNER_PATTERN, SIGNERS_MAX, auditor_key, signer_key
 from policy.rules import rules_digest
 from policy.yaml_nodes import Scalar
 
@@ -28,8 +28,6 @@ MODELS_MAX = 256  # each is a label of the gateway's metrics
 TENANTS_MAX = 1000  # likewise; beyond this a Prometheus server suffers first
 BUDGETS_MAX = 8  # an admission touches every one of them
 KEYS_MAX = 64  # of one tenant
-AUDITORS_MAX = 8  # every key of content is sealed to each of them
-SIGNERS_MAX = 16  # people who would have to be called at night
 STREAMS_MAX = 10_000  # of one tenant; a gateway's sockets end near here
 PATH_CHARACTERS_MAX = 4096  # PATH_MAX of Linux
 TIMEOUT_S_MAX = 86_400  # a connection that waits a day is a leak
