@@ -4,12 +4,14 @@ These look at the document, not at rules built from it, so they speak even when 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from policy.address import address, collide
 from policy.mistakes import Path, quoted, unknown
-from policy.quantity import answer_tokens, key_digest, whole_duration_s, window
-from policy.rules import ANSWER_TOKENS_MAX
+from policy.public_key import SIGNERS_MAX, auditor_key, signer_key
+from policy.quantity import answer_tokens, key_digest, whole_duration_s, whole_number, window
+from policy.rules import ANSWER_TOKENS_MAX, PublicKey
 from policy.yaml_nodes import NOTHING, Node, Outline, Scalar
 
 T = TypeVar("T")
@@ -23,6 +25,15 @@ def contradictions(document: Outline) -> Iterator[tuple[Path, str]]:
         yield from _repeated_windows(document, ("tenants", name, "budget"))
     yield from _unknown_models(document)
     yield from _repeated_keys(document)
+    yield from _key_contradictions(document, ("audit", "auditors"), auditor_key)
+    yield from _key_contradictions(document, ("licence", "keys"), signer_key)
+    auditors = len(list(Outline.members(document.at("audit", "auditors"))))
+    if auditors == 1:
+        yield ("audit", "auditors"), "one auditor who loses a key loses the record: name at least two, or none"
+    signers = len(list(Outline.members(document.at("licence", "keys"))))
+    threshold = _try(partial(whole_number, most=SIGNERS_MAX), document.at("licence", "threshold"))
+    if signers and threshold is not None and threshold > signers:
+        yield ("licence", "threshold"), f"must not be more than the number of keys, {signers}: no licence could be signed"
     meters = [_text(meter) for _, meter in Outline.members(document.at("meters"))]
     if meters and "raw" not in meters:
         yield ("meters",), "must name raw: every answer is charged raw when it leaves, other meters refund"
@@ -34,6 +45,24 @@ def contradictions(document: Outline) -> Iterator[tuple[Path, str]]:
     for index, meter in enumerate(meters):
         if meter in meters[:index]:
             yield ("meters", index), f"{quoted(meter)} is already listed"
+
+
+def _key_contradictions(
+    document: Outline, path: Path, read: Callable[[str], PublicKey]
+) -> Iterator[tuple[Path, str]]:
+    """No name and no key twice: who signs under two names still signs once."""
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for index, node in Outline.members(document.at(*path)):
+        key = _try(read, node)
+        if key is None:
+            continue
+        if key.name in names:
+            yield (*path, index), f"the name {quoted(key.name)} is already listed"
+        elif key.encoded in owners:
+            yield (*path, index), f"is the key of {quoted(owners[key.encoded])}, under another name"
+        names.add(key.name)
+        owners.setdefault(key.encoded, key.name)
 
 
 def _listener_contradictions(document: Outline) -> Iterator[tuple[Path, str]]:

@@ -20,6 +20,7 @@ from policy import quantity, rules
 from policy.address import address, upstream
 from policy.limits import EMBEDDING_DIMENSIONS_MAX
 from policy.mistakes import quoted
+from policy.public_key import AUDITOR_PATTERN, AUDITORS_MAX, SIGNER_PATTERN, SIGNERS_MAX, auditor_key, signer_key
 from policy.rules import rules_digest
 from policy.yaml_nodes import Scalar
 
@@ -205,8 +206,11 @@ _Compression = Annotated[
 _Code = Annotated[str, _value(quantity.code_digest), _pattern(quantity.CODE_PATTERN)]
 _CodeOrNone = Annotated[str | None, _value(quantity.code_digest), _pattern(quantity.CODE_PATTERN)]
 _Key = Annotated[str, _value(quantity.key_digest), _pattern(quantity.DIGEST_PATTERN)]
+_Auditor = Annotated[rules.PublicKey, _value(auditor_key), _pattern(AUDITOR_PATTERN)]
+_Signer = Annotated[rules.PublicKey, _value(signer_key), _pattern(SIGNER_PATTERN)]
 _Ledger = Annotated[rules.Ledger, _value(_ledger), _pattern("^(sqlite:.+|postgresql://.+|memory)$")]
 _ModelName = Annotated[str, AfterValidator(_name)]
+_GatewayName = Annotated[str, _value(_name, kind="text", instead="write it in quotes"), _pattern(NAME_PATTERN)]
 _TenantName = Annotated[str, AfterValidator(_tenant_name)]
 
 
@@ -254,6 +258,11 @@ _Streams = Annotated[
     int,
     _value(partial(quantity.whole_number, most=STREAMS_MAX), kind="number", instead="write it without quotes"),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": STREAMS_MAX}),
+]
+_Threshold = Annotated[
+    int,
+    _value(partial(quantity.whole_number, most=SIGNERS_MAX), kind="number", instead="write it without quotes"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": SIGNERS_MAX}),
 ]
 
 
@@ -411,9 +420,30 @@ class ScorerForm(_Form):
 
 class AuditForm(_Form):
     directory: _Text = Field(rules.AUDIT_DIRECTORY, description="Where the log of everything released is kept")
+    auditors: Annotated[list[_Auditor], MaxLen(AUDITORS_MAX)] = Field(
+        default_factory=list,
+        description="Public keys made by `weir keys auditor`; content is kept sealed to each. None, or at least two",
+    )
 
     def rule(self) -> rules.Audit:
-        return rules.Audit(directory=self.directory)
+        return rules.Audit(directory=self.directory, auditors=tuple(sorted(self.auditors, key=_by_name)))
+
+
+class LicenceForm(_Form):
+    file: _Text = Field(description="Where the operating licence lies; it is watched, and may be replaced at any time")
+    keys: Annotated[list[_Signer], MinLen(1), MaxLen(SIGNERS_MAX)] = Field(
+        description="Public keys of those who may sign, made by `weir licence key`"
+    )
+    threshold: _Threshold = Field(description="How many of the keys must have signed")
+    gateway: _GatewayName = Field(description="What this gateway is called in licences; not part of the policy's digest")
+
+    def rule(self) -> rules.LicenceRule:
+        return rules.LicenceRule(
+            file=self.file,
+            keys=tuple(sorted(self.keys, key=_by_name)),
+            threshold=self.threshold,
+            gateway=self.gateway,
+        )
 
 
 class PolicyForm(_Form):
@@ -428,6 +458,7 @@ class PolicyForm(_Form):
     dictionary: _TextOrNone = Field(None, description="A zstd dictionary made by `weir dictionary train`")
     scorer: ScorerForm | None = Field(None, description="The process that language_model asks")
     audit: AuditForm = Field(default_factory=AuditForm, description="The record of everything released")
+    licence: LicenceForm | None = Field(None, description="Without a signed licence in force, nothing leaves")
     ledger: _Ledger = Field(
         default_factory=rules.SqliteLedger,
         description="Where spent bits are kept: sqlite:<path>, postgresql://<user>@<host>/<database>, or memory for tests",
@@ -445,6 +476,7 @@ class PolicyForm(_Form):
             dictionary=self.dictionary,
             scorer=self.scorer.rule() if self.scorer is not None else None,
             audit=self.audit.rule(),
+            licence=self.licence.rule() if self.licence is not None else None,
             ledger=self.ledger,
             digest="",
         )
@@ -453,3 +485,7 @@ class PolicyForm(_Form):
 
 def _by_length(budget: rules.ModelBudget | rules.TenantBudget) -> tuple[int, bool]:
     return budget.window.duration_s or 0, budget.window.sliding
+
+
+def _by_name(key: rules.PublicKey) -> str:
+    return key.name

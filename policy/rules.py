@@ -4,6 +4,7 @@
 gateway, an offline check and an auditor. `Policy.digest` names them.
 """
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -28,6 +29,9 @@ METERS = (
 # Fields that earlier versions did not have. At its default such a field stays out of the digest, so that an upgrade alone
 # does not change it.
 LATER: Mapping[str, str] = MappingProxyType({"weir": "later"})
+
+# Fields that say which gateway this is, not what it may do. They stay out of the digest, so that one licence fits a fleet.
+LOCAL: Mapping[str, str] = MappingProxyType({"weir": "local"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +185,37 @@ class Scorer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKey:
+    """Somebody's public key. `policy.public_key` reads these."""
+
+    algorithm: str  # "x25519" or "xwing" of an auditor, "ed25519" of a signer
+    name: str
+    encoded: str  # base64
+
+    @property
+    def raw(self) -> bytes:
+        """The key's bytes."""
+        return base64.b64decode(self.encoded)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     directory: str = AUDIT_DIRECTORY
+    auditors: tuple[PublicKey, ...] = field(default=(), metadata=LATER)  # none, or two and more: by name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LicenceRule:
+    """Nothing leaves without an operating licence that enough of these keys have signed."""
+
+    file: str
+    keys: tuple[PublicKey, ...]  # by name; no key stands here twice
+    threshold: int
+    gateway: str = field(metadata=LOCAL)  # the name that a licence must list
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threshold <= len(self.keys) or len({key.encoded for key in self.keys}) != len(self.keys):
+            raise ValueError("a threshold is from one up to the number of distinct keys")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +248,7 @@ class Policy:
     dictionary: str | None = field(default=None, metadata=LATER)  # the operator's own, for zstd
     scorer: Scorer | None = field(default=None, metadata=LATER)  # set exactly if the meters name language_model
     audit: Audit = field(default_factory=Audit)
+    licence: LicenceRule | None = field(default=None, metadata=LATER)
     ledger: Ledger = field(default_factory=SqliteLedger)
     digest: str  # rules_digest of all the fields above
 
@@ -222,7 +256,7 @@ class Policy:
 def rules_digest(policy: Policy) -> str:
     """SHA-256, in hex, of the rules' canonical JSON: the same for every spelling of the same decisions.
 
-    Covers every field but `digest` itself. A weights file is covered by its name, not by its contents.
+    Covers every field but `digest` itself and those that are `LOCAL`. A weights file is covered by its name, not by its contents.
     """
     canonical = {"format": "weir-policy-1", **_canonical(policy)}
     del canonical["digest"]
@@ -237,7 +271,7 @@ def _canonical(value: object) -> dict[str, object]:
 
 
 def _left_out(value: object, rule: dataclasses.Field[object]) -> bool:
-    return rule.metadata == LATER and getattr(value, rule.name) == rule.default
+    return rule.metadata == LOCAL or (rule.metadata == LATER and getattr(value, rule.name) == rule.default)
 
 
 def _canonical_field(value: object) -> object:
