@@ -32,7 +32,7 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
-from gateway.record import PolicyLoaded, Refusals, Started, Stopped
+from gateway.record import Refusals, Started, Stopped, policy_loaded
 from gateway.recovery import recover, tallies
 from gateway.refills import Refills
 from gateway.relay import Relay
@@ -240,7 +240,7 @@ class Gateway:
         await self._connect(config.policy)
         self.relay.counters = config.counters
         self.serving = fresh
-        self.tick.record(PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised)))
+        self.tick.record(policy_loaded(config.policy.digest, raised=raised, at_ms=self._now_ms()))
         self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
         self.metrics.reload_ok.set(1)
         self.metrics.reload_at.set(self.clock.wall_s())

@@ -9,8 +9,8 @@ from gateway import log
 from gateway.ledger.fenced import FencedLedger
 from gateway.metrics import Metrics
 from gateway.ports import AuditLog, Clock, Ledger, LedgerUnavailable
-from gateway.record import Fences, Frozen, Leaf
-from gateway.recovery import known_fences
+from gateway.record import Frozen, Leaf
+from gateway.recovery import fence_leaves, known_fences
 from policy.limits import LEASE_REFRESH_S, TALLY_S
 
 
@@ -44,7 +44,8 @@ async def keep_guard(
         if clock.monotonic_s() - recorded_s >= TALLY_S:
             recorded_s = clock.monotonic_s()
             ledger.forget_all_but(accounts())
-            record(Fences(at_ms=_ms(clock), fences=dict(ledger.fences)))
+            for leaf in fence_leaves(ledger.fences, at_ms=_ms(clock)):
+                record(leaf)
 
 
 def _ms(clock: Clock) -> int:

@@ -47,7 +47,7 @@ from gateway.host.remote import answers as ports_over_channel
 from gateway.host.summing import Values, lasting, summed
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
-from gateway.record import Entry, Leaf, PolicyLoaded
+from gateway.record import Entry, Leaf, policy_loaded
 from gateway.serving import serving
 from gateway.status import Status
 from gateway.stores import open_ledger
@@ -171,7 +171,7 @@ class Keeper:
                 self.metrics.reload_ok.set(0)
                 log.problem("policy reload refused", mistakes=str(mistakes).splitlines())
                 return
-            loaded = PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised))
+            loaded = policy_loaded(config.policy.digest, raised=raised, at_ms=self._now_ms())
             await self._audit.append([Entry(loaded)])
             self._take(config)
             await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))

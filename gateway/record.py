@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 from msgspec import Struct
 
+RAISED_NAMED = 12  # a leaf has 2 KB, and the name of an account up to 140 bytes
 
 
 class Leaf(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -54,6 +54,7 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
 
     policy: str
     raised: tuple[str, ...]  # accounts whose limit went up: a reload never raises a budget silently
+    raised_more: int = 0  # beyond those that a leaf has room for; the ledger has them all
 
 
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
@@ -166,6 +167,12 @@ class Refusals(Leaf, frozen=True, kw_only=True, tag="refusals"):
     counts: dict[str, int]
 
 
+def policy_loaded(digest: str, *, raised: Sequence[str], at_ms: int) -> PolicyLoaded:
+    """A policy that came into force, in one leaf however many limits it raised."""
+    more = max(len(raised) - RAISED_NAMED, 0)
+    return PolicyLoaded(at_ms=at_ms, policy=digest, raised=tuple(raised[:RAISED_NAMED]), raised_more=more)
+
+
 AnyLeaf = (
     Started
     | Stopped
@@ -193,4 +200,3 @@ class Entry:
 
     leaf: Leaf
     content: object = None
-

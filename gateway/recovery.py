@@ -125,7 +125,7 @@ class Estates:
             estate.leases.setdefault(lease, {}).update(bits)
         for accounts, names in leaf.answers:
             estate.silent |= dict.fromkeys(names, accounts)
-            self._answers |= {answer: (estate, accounts) for answer in names}
+            self._answers |= dict.fromkeys(names, (estate, accounts))
 
     def _granted(self, leaf: LeaseGranted) -> None:
         estate = self.found.get(leaf.holder)
@@ -179,14 +179,18 @@ def tallies(
     answers: Iterable[tuple[tuple[str, ...], Sequence[str]]],
 ) -> Sequence[Tally]:
     """A tally in parts, each small enough for a leaf."""
-    parts = [
-        *({"unspent_bits": dict(some)} for some in batched(unspent_bits.items(), TALLY_ACCOUNTS)),
+    parts: list[dict[str, Any]] = [
+        *({"unspent_bits": dict(some)} for some in _batched(unspent_bits.items(), TALLY_ACCOUNTS)),
         *(
             {"leases": {lease: dict(some)}}
             for lease, bits in leases.items()
-            for some in batched(bits.items(), TALLY_ACCOUNTS)
+            for some in _batched(bits.items(), TALLY_ACCOUNTS)
         ),
-        *({"answers": ((accounts, tuple(some)),)} for accounts, names in answers for some in batched(names, TALLY_ANSWERS)),
+        *(
+            {"answers": ((accounts, tuple(some)),)}
+            for accounts, names in answers
+            for some in _batched(names, TALLY_ANSWERS)
+        ),
     ]
     empty: dict[str, Any] = {"unspent_bits": {}, "leases": {}, "answers": ()}
     return [
@@ -201,6 +205,11 @@ def known_fences(leaves: Iterable[Leaf]) -> dict[str, int]:
         if isinstance(leaf, (Fences, LeaseGranted)):
             fences |= {account: max(fence, fences.get(account, 0)) for account, fence in leaf.fences.items()}
     return fences
+
+
+def fence_leaves(fences: Mapping[str, int], *, at_ms: int) -> Sequence[Fences]:
+    """Fences in parts, each small enough for a leaf."""
+    return [Fences(at_ms=at_ms, fences=dict(some)) for some in _batched(fences.items(), TALLY_ACCOUNTS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,13 +284,6 @@ def _granted_late(lease: LeaseState, *, at_ms: int) -> LeaseGranted:
     return LeaseGranted(at_ms=at_ms, lease=lease.lease, holder=lease.holder, bits=dict(lease.bits), fences={})
 
 
-def batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
-    """`itertools.batched` of Python 3.12."""
-    left = iter(items)
-    while some := tuple(islice(left, count)):
-        yield some
-
-
 async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:
     """Whether the store heard from the holder long after its last word here: then this log is an old copy.
 
@@ -290,3 +292,10 @@ async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:
     """
     idle_s = await ledger.idle_s(estate.holder)
     return idle_s is not None and clock.wall_s() - estate.last_ms / 1000 > idle_s + RECENT_S
+
+
+def _batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
+    """`itertools.batched` of Python 3.12."""
+    left = iter(items)
+    while some := tuple(islice(left, count)):
+        yield some

@@ -424,9 +424,16 @@ class AuditForm(_Form):
         default_factory=list,
         description="Public keys made by `weir keys auditor`; content is kept sealed to each. None, or at least two",
     )
+    content_kept: _DurationOrNone = Field(
+        None, description="How long sealed content is kept. The records stay for good"
+    )
 
     def rule(self) -> rules.Audit:
-        return rules.Audit(directory=self.directory, auditors=tuple(sorted(self.auditors, key=_by_name)))
+        return rules.Audit(
+            directory=self.directory,
+            auditors=tuple(sorted(self.auditors, key=_by_name)),
+            content_kept_s=self.content_kept,
+        )
 
 
 class LicenceForm(_Form):
@@ -435,7 +442,9 @@ class LicenceForm(_Form):
         description="Public keys of those who may sign, made by `weir licence key`"
     )
     threshold: _Threshold = Field(description="How many of the keys must have signed")
-    gateway: _GatewayName = Field(description="What this gateway is called in licences; not part of the policy's digest")
+    gateway: _GatewayName = Field(
+        description="What this gateway is called in licences; not part of the policy's digest"
+    )
 
     def rule(self) -> rules.LicenceRule:
         return rules.LicenceRule(

@@ -202,6 +202,7 @@ class PublicKey:
 class Audit:
     directory: str = AUDIT_DIRECTORY
     auditors: tuple[PublicKey, ...] = field(default=(), metadata=LATER)  # none, or two and more: by name
+    content_kept_s: int | None = field(default=None, metadata=LATER)  # then what was said is deleted; None: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

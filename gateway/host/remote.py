@@ -11,8 +11,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from gateway.host.channel import Answers, Channel, ChannelBroken, T
 from gateway.audit.batch import Batch, Scribe
+from gateway.host.channel import Answers, Channel, ChannelBroken, T
 from gateway.ports import (
     AccountFrozen,
     AccountLimit,
