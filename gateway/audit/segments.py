@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -169,7 +170,7 @@ class SegmentLog:
             if signed:
                 raise AuditFailed(f"{self._directory}: {signed} records are signed, and none is there; {RESTORE}")
             return self._create(0, first_leaf=0)
-        for segment, following in zip(segments, segments[1:], strict=False):
+        for segment, following in pairwise(segments):
             _assert_follows(segment, following)
             if first_leaf_in(following) > signed and valid_size(segment) != segment.stat().st_size:
                 raise AuditFailed(f"{segment}: damaged before the end of the log; {RESTORE}")
@@ -274,7 +275,7 @@ def forget(directory: Path, *, signed: int, before_s: float) -> None:
     tree. The last two stay, and so does every leaf that is not signed.
     """
     segments = segments_in(directory)
-    for segment, following in zip(segments[:-2], segments[1:], strict=False):
+    for segment, following in pairwise(segments[:-1]):
         if segment.stat().st_mtime >= before_s or first_leaf_in(following) > signed:
             return
         segment.unlink()

@@ -6,7 +6,9 @@ import socket
 import pytest
 
 from gateway.audit import segments
+from gateway.audit.batch import Scribe
 from gateway.audit.segments import SegmentLog, leaves
+from gateway.clock import SystemClock
 from gateway.host.channel import open_channel
 from gateway.host.remote import FAULTS, RemoteAuditLog, answers
 from gateway.ports import AuditFailed
@@ -21,7 +23,7 @@ class Segments:
         self._monkeypatch = monkeypatch
 
     async def open(self):
-        return SegmentLog(self.directory)
+        return SegmentLog(self.directory, scribe=Scribe(sealer=None, clock=SystemClock()))
 
     def read(self):
         return list(leaves(self.directory))
@@ -42,7 +44,7 @@ class OverChannel(Segments):
         table = answers(ledger=None, audit=kept, holds=lambda holder: None)
         keeper = await open_channel(ours, answers=table, faults=FAULTS, bug=_bug)
         worker = await open_channel(theirs, answers={}, faults=FAULTS, bug=_bug)
-        log = RemoteAuditLog(worker, recent=kept.recent)
+        log = RemoteAuditLog(worker, scribe=Scribe(sealer=None, clock=SystemClock()), recent=kept.recent)
 
         async def close():
             worker.close()
@@ -92,7 +94,7 @@ async def test_every_field_of_a_leaf_is_kept_exactly(store):
     log = await store.open()
     await log.append([
         Entry(LeaseGranted(at_ms=1, lease="l", holder="h", bits={"m": 2**62 + 1}, fences={"m": 3})),
-        Entry(Closed(at_ms=2, answer="a", outcome=None, parting_bits=1, text_bytes=3, charged_bits=4)),
+        Entry(Closed(at_ms=2, answer="a", outcome=None, parting_bits=1, text_bytes=3, charged_bits=4, spent_bits={"m": 9})),
         Entry(Refusals(at_ms=3, counts={"over_budget": 5})),
     ])  # fmt: skip
     await log.close()
@@ -113,6 +115,7 @@ async def test_every_field_of_a_leaf_is_kept_exactly(store):
             "parting_bits": 1,
             "text_bytes": 3,
             "charged_bits": 4,
+            "spent_bits": {"m": 9},
         },
         {"type": "refusals", "at_ms": 3, "counts": {"over_budget": 5}},
     ]
@@ -147,7 +150,14 @@ async def test_appends_behind_a_failure_fail_with_it(store):
 
 async def test_what_is_recent_comes_back_as_it_was_recorded_and_in_order(store):
     leaves = [
-        Tally(at_ms=1, holder="h", unspent_bits={"m": 5}, leases={"l": {"m": 9}}, answers=((("m", "t"), ("a", "b")),)),
+        Tally(
+            at_ms=1,
+            holder="h",
+            part=0,
+            unspent_bits={"m": 5},
+            leases={"l": {"m": 9}},
+            answers=((("m", "t"), ("a", "b")),),
+        ),
         Opened(
             at_ms=2,
             answer="c",

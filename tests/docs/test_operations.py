@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gateway.audit.batch import Scribe
 from gateway.audit.segments import SegmentLog
+from gateway.clock import SystemClock
 from gateway.record import Entry, LeaseGranted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 async def record(directory: Path) -> None:
     """Three grants."""
-    log = SegmentLog(directory)
+    log = SegmentLog(directory, scribe=Scribe(sealer=None, clock=SystemClock()))
     grants = [
         LeaseGranted(at_ms=1, lease=f"l{n}", holder="h", bits={"a": 10, "s/1": 5}, fences={"a": n, "s": n})
         for n in (1, 2, 3)

@@ -59,7 +59,9 @@ def released(bits, answer="a", outcome=None):
 
 
 def closed(answer="a", parting_bits=0):
-    return Closed(at_ms=0, answer=answer, outcome=None, parting_bits=parting_bits, text_bytes=1, charged_bits=1)
+    return Closed(
+        at_ms=0, answer=answer, outcome=None, parting_bits=parting_bits, text_bytes=1, charged_bits=1, spent_bits={}
+    )
 
 
 def settled(refunded_bits, answer="a"):
@@ -140,7 +142,9 @@ def test_what_was_closed_before_is_not_given_back_again():
 
 
 def test_a_tally_stands_for_everything_before_it():
-    tally = Tally(at_ms=0, holder="h", unspent_bits={M: 700}, leases={"l1": {M: 1000}}, answers=(((M,), ("a",)),))
+    tally = Tally(
+        at_ms=0, holder="h", part=0, unspent_bits={M: 700}, leases={"l1": {M: 1000}}, answers=(((M,), ("a",)),)
+    )
     after = [released(100), granted("l2", m=50), released(20, outcome="stop"), closed(), settled(15)]
     assert returns(tally, *after) == {"l2": {M: 50}, "l1": {M: 595}}
     before = [started(), granted(m=1000), opened(accounts=(M,)), released(300)]
@@ -148,7 +152,7 @@ def test_a_tally_stands_for_everything_before_it():
 
 
 def test_an_answer_that_was_closed_before_a_tally_is_still_settled_if_it_is_known():
-    tally = Tally(at_ms=0, holder="h", unspent_bits={M: 400}, leases={"l1": {M: 1000}}, answers=())
+    tally = Tally(at_ms=0, holder="h", part=0, unspent_bits={M: 400}, leases={"l1": {M: 1000}}, answers=())
     assert returns(started(), granted(m=1000), opened(accounts=(M,)), released(600), closed(), tally, settled(500)) == {
         "l1": {M: 900}
     }

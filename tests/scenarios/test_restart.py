@@ -1,5 +1,6 @@
 """What is spent stays spent: across an orderly stop, across a crash, and in the log as in the ledger."""
 
+from gateway.audit.batch import Scribe
 from gateway.audit.segments import SegmentLog, leaves
 from gateway.clock import SystemClock
 from gateway.ledger.sqlite import SqliteLedger
@@ -14,7 +15,7 @@ async def serve(fakes, tmp_path, text, *, orderly):
     ledger = SqliteLedger(tmp_path / "ledger.db")
     clock = SystemClock()
     house = fakes.House(ledger=ledger, clock=fakes.Clock(wall_s=clock.wall_s()))
-    log = SegmentLog(tmp_path / "audit")
+    log = SegmentLog(tmp_path / "audit", scribe=Scribe(sealer=None, clock=SystemClock()))
     await recover(ledger=ledger, audit=log, clock=clock)
     before = sum(state.debited_bits for state in await ledger.states() if state.account == LIFETIME)
     house.tick._audit = log

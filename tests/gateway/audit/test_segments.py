@@ -8,7 +8,10 @@ import msgspec
 import pytest
 
 from gateway.audit import segments
-from gateway.audit.segments import MAGIC, MARKER, SegmentLog, frames, leaves
+from gateway.audit.batch import Batch, Scribe
+from gateway.audit.frames import HEAD_BYTES, LEAVES, MAGIC, frames, head
+from gateway.audit.segments import SegmentLog, leaves
+from gateway.clock import SystemClock
 from gateway.ports import AuditFailed
 from gateway.record import Entry, Opened, Stopped
 
@@ -19,8 +22,12 @@ def entry(number: int) -> Entry:
     return Entry(Stopped(at_ms=number, holder="h"), SECRET.encode())
 
 
+def opened(directory, **options) -> SegmentLog:
+    return SegmentLog(directory, scribe=Scribe(sealer=None, clock=SystemClock()), **options)
+
+
 async def write(directory, *numbers: int) -> None:
-    log = SegmentLog(directory)
+    log = opened(directory)
     for number in numbers:
         await log.append([entry(number)])
     await log.close()
@@ -36,7 +43,7 @@ def only(directory):
 
 
 async def test_leaves_are_on_disk_in_the_order_in_which_they_were_appended(tmp_path):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     await log.append([entry(1), entry(2)])
     await log.append([entry(3)])
     assert numbers(tmp_path) == [1, 2, 3]
@@ -47,7 +54,7 @@ async def test_leaves_are_on_disk_in_the_order_in_which_they_were_appended(tmp_p
 
 async def test_one_batch_is_one_frame_and_one_flush(tmp_path, monkeypatch):
     flushes = []
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     await log.append([entry(0)])
     monkeypatch.setattr(segments.os, "fdatasync", lambda fd: flushes.append(len(numbers(tmp_path))))
     await log.append([entry(n) for n in range(1, 101)])
@@ -56,11 +63,11 @@ async def test_one_batch_is_one_frame_and_one_flush(tmp_path, monkeypatch):
 
 
 async def test_no_word_of_a_prompt_or_an_answer_is_in_the_files(tmp_path):
-    log = SegmentLog(tmp_path)
-    opened = Opened(
+    log = opened(tmp_path)
+    leaf = Opened(
         at_ms=1, answer="a", holder="h", accounts=("m",), tenant="t", model="m", route="/r", seed=1, request_bytes=5
     )
-    await log.append([entry(1), Entry(opened, SECRET.encode())])
+    await log.append([entry(1), Entry(leaf, SECRET.encode())])
     await log.close()
     for file in tmp_path.rglob("*"):
         assert SECRET.encode() not in file.read_bytes()
@@ -76,7 +83,7 @@ async def test_the_directory_and_its_files_are_for_the_gateway_alone(tmp_path):
 async def test_a_tail_torn_at_any_byte_is_cut_and_the_log_goes_on(tmp_path):
     await write(tmp_path, 1, 2)
     data = only(tmp_path).read_bytes()
-    ends = [end for end, _ in frames(data)]
+    ends = [frame.end for frame in frames(data)]
     for size in range(len(data)):
         only(tmp_path).write_bytes(data[:size])
         await write(tmp_path, 9)
@@ -107,52 +114,52 @@ async def test_damage_before_the_tail_refuses_to_start_and_deletes_nothing(tmp_p
     """A broken frame with whole frames after it was not torn by a crash: cutting there would destroy what follows."""
     await write(tmp_path, 1, 2, 3)
     data = bytearray(only(tmp_path).read_bytes())
-    first, second, _ = [end for end, _ in frames(bytes(data))]
+    first, second, _ = [frame.end for frame in frames(bytes(data))]
     data[second - 2] ^= 0x01
     only(tmp_path).write_bytes(data)
     with pytest.raises(AuditFailed):
-        SegmentLog(tmp_path)
+        opened(tmp_path)
     assert only(tmp_path).read_bytes() == bytes(data)
     assert first < second
 
 
-@pytest.mark.parametrize("flip", [len(MAGIC) + 1, len(MAGIC) + 5, len(MAGIC) + 12])
+@pytest.mark.parametrize("flip", [HEAD_BYTES + 1, HEAD_BYTES + 5, HEAD_BYTES + 12])
 async def test_damage_in_an_earlier_segment_refuses_to_start(tmp_path, monkeypatch, flip):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 90)
     await write(tmp_path, 1, 2, 3)
     first = min(tmp_path.glob("*.log"))
     data = bytearray(first.read_bytes())
     data[flip] ^= 0x01
     first.write_bytes(data)
     with pytest.raises(AuditFailed, match="damaged"):
-        SegmentLog(tmp_path)
+        opened(tmp_path)
 
 
 async def test_a_torn_earlier_segment_refuses_to_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 90)
     await write(tmp_path, 1, 2, 3)
     first = min(tmp_path.glob("*.log"))
     first.write_bytes(first.read_bytes()[:-1])
     with pytest.raises(AuditFailed, match="damaged"):
-        SegmentLog(tmp_path)
+        opened(tmp_path)
 
 
 async def test_a_file_that_is_no_segment_refuses_to_start(tmp_path):
     (tmp_path / "00000000.log").write_bytes(b"hello there")
     with pytest.raises(AuditFailed, match="not an audit segment"):
-        SegmentLog(tmp_path)
+        opened(tmp_path)
 
 
 async def test_a_length_beyond_any_batch_is_not_believed(tmp_path):
     await write(tmp_path, 1)
     with only(tmp_path).open("ab") as file:
-        file.write(struct.pack("<4sII", MARKER, 1 << 31, 0))
+        file.write(struct.pack("<4sII", LEAVES, 1 << 31, 0))
     await write(tmp_path, 9)
     assert numbers(tmp_path) == [1, 9]
 
 
 async def test_a_full_segment_is_followed_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 90)
     await write(tmp_path, 1, 2, 3)
     names = sorted(path.name for path in tmp_path.glob("*.log"))
     assert names == ["00000000.log", "00000001.log", "00000002.log"]
@@ -162,10 +169,10 @@ async def test_a_full_segment_is_followed_by_the_next(tmp_path, monkeypatch):
 
 
 async def test_a_crash_between_creating_a_segment_and_writing_to_it_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 90)
     await write(tmp_path, 1)
-    for size in range(len(MAGIC) + 1):
-        (tmp_path / "00000001.log").write_bytes(MAGIC[:size])
+    for size in range(HEAD_BYTES):
+        (tmp_path / "00000001.log").write_bytes(head(1)[:size])
         await write(tmp_path, 2)
         assert numbers(tmp_path) == [1, 2], size
 
@@ -188,7 +195,7 @@ def failing(monkeypatch, name):
 
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite"])
 async def test_after_a_failure_of_the_disk_nothing_is_ever_recorded_again(tmp_path, monkeypatch, call):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     await log.append([entry(1)])
     failing(monkeypatch, call)
     with pytest.raises(AuditFailed, match="No space left"):
@@ -201,8 +208,8 @@ async def test_after_a_failure_of_the_disk_nothing_is_ever_recorded_again(tmp_pa
 
 
 async def test_a_rotation_that_fails_is_a_failure_of_the_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
-    log = SegmentLog(tmp_path)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 90)
+    log = opened(tmp_path)
     await log.append([entry(1)])
     failing(monkeypatch, "open")
     with pytest.raises(AuditFailed):
@@ -214,7 +221,7 @@ async def test_a_rotation_that_fails_is_a_failure_of_the_log(tmp_path, monkeypat
 
 
 async def test_a_write_that_takes_only_part_is_continued(tmp_path, monkeypatch):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     whole = segments.os.pwrite
     monkeypatch.setattr(segments.os, "pwrite", lambda fd, data, offset: whole(fd, data[:7000], offset))
     await log.append([entry(1)])
@@ -225,11 +232,11 @@ async def test_a_write_that_takes_only_part_is_continued(tmp_path, monkeypatch):
 async def test_a_directory_that_cannot_be_made_is_a_failure_of_the_log(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(AuditFailed):
-        SegmentLog(tmp_path / "file" / "audit")
+        opened(tmp_path / "file" / "audit")
 
 
 async def test_a_crash_leaves_the_space_laid_out_ahead_and_the_log_goes_on_after_its_last_frame(tmp_path):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     await log.append([entry(1)])
     crashed = tmp_path / "crashed"
     crashed.mkdir()
@@ -242,7 +249,7 @@ async def test_a_crash_leaves_the_space_laid_out_ahead_and_the_log_goes_on_after
 
 async def test_a_batch_larger_than_what_is_laid_out_at_a_time_is_one_frame_too(tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "LAID_OUT_BYTES", 64)
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     for start in range(0, 200, 50):
         await log.append([entry(n) for n in range(start, start + 50)])
     await log.close()
@@ -250,14 +257,15 @@ async def test_a_batch_larger_than_what_is_laid_out_at_a_time_is_one_frame_too(t
 
 
 async def test_frames_hold_a_marker_a_length_a_checksum_and_one_leaf_a_line(tmp_path):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     await log.append([entry(1), entry(2)])
     await log.close()
     data = only(tmp_path).read_bytes()
     assert data.startswith(MAGIC)
-    marker, length, checksum = struct.unpack_from("<4sII", data, len(MAGIC))
-    payload = data[len(MAGIC) + 12 :]
-    assert marker == MARKER
+    assert struct.unpack_from("<Q", data, len(MAGIC)) == (0,), "the number of its first leaf"
+    marker, length, checksum = struct.unpack_from("<4sII", data, HEAD_BYTES)
+    payload = data[HEAD_BYTES + 12 :]
+    assert marker == LEAVES
     assert (len(payload), zlib.crc32(payload)) == (length, checksum)
     assert [msgspec.json.decode(line) for line in payload.split(b"\n")] == [
         {"type": "stopped", "at_ms": 1, "holder": "h"},
@@ -266,10 +274,10 @@ async def test_frames_hold_a_marker_a_length_a_checksum_and_one_leaf_a_line(tmp_
 
 
 async def test_what_is_recent_is_read_from_the_segment_in_which_it_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 80)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 90)
     monkeypatch.setattr(segments, "RECENT_S", 2)
     await write(tmp_path, 1_000, 2_000, 3_000, 4_000, 5_000)
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     assert [leaf.at_ms for leaf in log.recent()] == [3_000, 4_000, 5_000]
     await log.append([entry(6_000)])
     assert [leaf.at_ms for leaf in log.recent()] == [4_000, 5_000, 6_000]
@@ -277,7 +285,7 @@ async def test_what_is_recent_is_read_from_the_segment_in_which_it_begins(tmp_pa
 
 
 async def test_an_empty_log_has_nothing_recent_and_a_short_one_all(tmp_path):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     assert list(log.recent()) == []
     await log.append([entry(1), entry(2)])
     assert list(log.recent()) == [entry(1).leaf, entry(2).leaf]
@@ -285,9 +293,9 @@ async def test_an_empty_log_has_nothing_recent_and_a_short_one_all(tmp_path):
 
 
 async def test_leaves_of_other_versions_are_passed_over(tmp_path):
-    log = SegmentLog(tmp_path)
+    log = opened(tmp_path)
     await log.append([entry(1)])
-    log._write(segments._frame(b'{"type":"stopped","at_ms":2}\n{"type":"of tomorrow","at_ms":3}'))
+    await log.append_batch(Batch(b'{"type":"stopped","at_ms":2}\n{"type":"of tomorrow","at_ms":3}'))
     await log.append([entry(4)])
     assert [leaf.at_ms for leaf in log.recent()] == [1, 4]
     await log.close()

@@ -107,9 +107,7 @@ def test_every_checkpoint_is_consistent_with_every_earlier_one(tmp_path):
     for new in checkpoints:
         for old in checkpoints[: checkpoints.index(new) + 1]:
             proof = consistency_proof(TileFiles(tmp_path, new.size).subtree, old.size, new.size)
-            assert check_consistency(
-                old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=proof
-            )
+            assert check_consistency(old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=proof)
 
 
 def test_with_nothing_new_nothing_is_written(tmp_path):

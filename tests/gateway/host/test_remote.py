@@ -5,7 +5,9 @@ import socket
 
 import pytest
 
-from gateway.audit.segments import SegmentLog, frames, leaves
+from gateway.audit.batch import Scribe
+from gateway.audit.frames import frames
+from gateway.audit.segments import SegmentLog, leaves
 from gateway.clock import SystemClock
 from gateway.host.channel import open_channel
 from gateway.host.remote import FAULTS, RemoteAuditLog, RemoteLedger, answers
@@ -20,7 +22,7 @@ class Keeper:
     def __init__(self, directory):
         self.directory = directory
         self.ledger = MemoryLedger(clock=SystemClock())
-        self.audit = SegmentLog(directory)
+        self.audit = SegmentLog(directory, scribe=Scribe(sealer=None, clock=SystemClock()))
         self.holders = []
         self.bugs = []
         self.ends = []
@@ -33,7 +35,7 @@ class Keeper:
         return self.ends[-1]
 
     def log(self, channel):
-        return RemoteAuditLog(channel, recent=self.audit.recent)
+        return RemoteAuditLog(channel, scribe=Scribe(sealer=None, clock=SystemClock()), recent=self.audit.recent)
 
     async def close(self):
         for end in self.ends:
