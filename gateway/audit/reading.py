@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 
 from gateway.audit.frames import CIPHERTEXT, LEAVES, first_leaf_of, frames
-from gateway.audit.note import BadNote, Checkpoint, Note
 from gateway.audit.notary import TREE
+from gateway.audit.note import BadNote, Checkpoint, Note
 from gateway.audit.segments import segments_in
 from gateway.audit.tiled import CHECKPOINT, TileFiles, read_note
 from gateway.audit.tiles import TILE_WIDTH
 from gateway.ports import AuditFailed
 from gateway.record import AnyLeaf, Leaf, Sealed
 
-_decode = msgspec.json.Decoder(AnyLeaf).decode
+_decode: Callable[[bytes], Leaf] = msgspec.json.Decoder(AnyLeaf).decode
 
 
 class Unreadable(Exception):
@@ -90,12 +90,14 @@ class LogDirectory:
         yield from (record for record in self.unsigned() if record.number >= start)
 
     def unsigned(self) -> Iterator[Record]:
-        """The records above the checkpoint. A crash or a moment ago; the next checkpoint signs them."""
+        """The records above the checkpoint, up to the first that is missing. The next checkpoint signs them."""
+        expected = self.size
         for segment in self._segments_from(self.size):
             data = read_segment(segment)
-            first = first_leaf_of(data)
-            if first is not None:
-                yield from (record for record in records_of(data, first) if record.number >= self.size)
+            for record in records_of(data, first_leaf_of(data) or 0):
+                if record.number == expected:
+                    yield record
+                    expected += 1
 
     def shares(self, numbers: Sequence[int]) -> Iterator[Share]:
         """The shares that have one of these records, in order; of deleted segments none."""

@@ -177,10 +177,7 @@ class SegmentLog:
         last = segments[-1]
         size = valid_size(last)
         headless = size < HEAD_BYTES  # the crash came while the segment was being created
-        if headless:
-            leaves = _leaves_before(segments)
-        else:
-            leaves = first_leaf_in(last) + sum(1 for _ in _lines(last))
+        leaves = _leaves_before(segments) if headless else first_leaf_in(last) + sum(1 for _ in _lines(last))
         if leaves < signed:
             raise AuditFailed(f"{last}: the log has {leaves} records, and {signed} are signed; {RESTORE}")
         if not (headless and len(segments) == 1) and (first := first_leaf_in(segments[0])) > signed:

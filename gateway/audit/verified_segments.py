@@ -70,6 +70,8 @@ class VerifiedSegments:
             return
         if self.first is None:
             self.first = first
+            if first > self._log.size:
+                self._findings.found(segment, f"begins with record {first}, and only {self._log.size} are signed")
         if self._next is not None and first != self._next:
             self._findings.found(
                 segment, f"says that it begins with record {first}, and record {self._next} is the next"
