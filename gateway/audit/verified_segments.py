@@ -52,9 +52,12 @@ class VerifiedSegments:
         if self._log.size and not self._log.segments:
             self._findings.found(self._log.directory, f"has no segments, and {self._log.size} records are signed")
         elif self._next is not None and self._next < self._log.size:
+            last = self._log.segments[-1]
+            following = last.with_name(f"{int(last.stem) + 1:08d}.log")
             self._findings.found(
-                self._log.segments[-1],
-                f"the segments end before record {self._next}, and {self._log.size} are signed: the end was cut off",
+                last,
+                f"the segments end before record {self._next}, and {self._log.size} are signed: its end was cut off, or"
+                f" {following} and what may follow it are missing",
             )
 
     def _verify(self, segment: Path, *, is_last: bool, progress: Callable[[int], None]) -> None:
