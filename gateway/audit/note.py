@@ -113,7 +113,9 @@ class Signer:
     def __post_init__(self) -> None:
         if len(self.seed) != 32:
             raise BadNote(f"key {self.name}: an Ed25519 seed has 32 bytes")
-        object.__setattr__(self, "verifier", Verifier(name=self.name, public_key=self._key().public_key().public_bytes_raw()))
+        object.__setattr__(
+            self, "verifier", Verifier(name=self.name, public_key=self._key().public_key().public_bytes_raw())
+        )
 
     @classmethod
     def parse(cls, skey: str) -> Self:

@@ -107,9 +107,7 @@ def test_every_checkpoint_is_consistent_with_every_earlier_one(tmp_path):
     for new in checkpoints:
         for old in checkpoints[: checkpoints.index(new) + 1]:
             proof = consistency_proof(TileFiles(tmp_path, new.size).subtree, old.size, new.size)
-            assert check_consistency(
-                old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=proof
-            )
+            assert check_consistency(old_size=old.size, old_root=old.root, size=new.size, root=new.root, proof=proof)
 
 
 def test_with_nothing_new_nothing_is_written(tmp_path):
@@ -217,12 +215,11 @@ def test_a_disk_that_fails_once_is_never_written_again(tmp_path, monkeypatch):
         monkeypatch.setattr(files, "os", disk)
         try:
             tree.commit()
-        except AuditFailed as fault:
-            assert "the disk failed" in str(fault)
+        except AuditFailed:
+            done = disk.operations
         else:
             break
-        done = disk.operations
-        with pytest.raises(AuditFailed, match="open it again"):
+        with pytest.raises(AuditFailed, match="open it again"):  # the disk would answer again
             tree.commit()
         assert disk.operations == done
         monkeypatch.undo()

@@ -22,7 +22,14 @@ from gateway.audit.tree import Frontier
 
 @pytest.mark.parametrize(
     ("index", "path"),
-    [(0, "000"), (67, "067"), (999, "999"), (1000, "x001/000"), (1234067, "x001/x234/067"), (10**9, "x001/x000/x000/000")],
+    [
+        (0, "000"),
+        (67, "067"),
+        (999, "999"),
+        (1000, "x001/000"),
+        (1234067, "x001/x234/067"),
+        (10**9, "x001/x000/x000/000"),
+    ],
 )
 def test_an_index_is_groups_of_three_digits(index, path):
     assert tile_path(3, index) == f"tile/3/{path}"
