@@ -213,6 +213,11 @@ class Leases:
         except NotGranted:
             self._unanswered = None
             raise
+        except KeyError as unknown:  # the store has lost the account itself; it is told of it again
+            self._unanswered = None
+            for name in asked:
+                self._registered.pop(name, None)
+            raise LedgerUnavailable(str(unknown)) from unknown
         if self.holder != holder:
             return None  # forfeited meanwhile: the grant is spent, and nobody uses it
         self._unanswered = None
