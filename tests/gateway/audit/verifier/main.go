@@ -148,12 +148,28 @@ func rebuild(dir string, tree tlog.Tree) (storedHashes, []tlog.Hash, error) {
 		return nil, nil, err
 	}
 	if root != tree.Hash {
-		return nil, nil, fmt.Errorf("%s: the entries' root is %v, and the checkpoint signs %v", dir, root, tree.Hash)
+		return nil, nil, fmt.Errorf("%s: not the entries that the checkpoint signs, whose root is %v", suspect(dir, leaves), tree.Hash)
 	}
 	return stored, leaves, nil
 }
 
-// checkTiles holds every file below tile/ against the tree; those of partial tiles that a wider one follows, too.
+// suspect is the first bundle that does not agree with its tile, or the directory if all do.
+func suspect(dir string, leaves []tlog.Hash) string {
+	for first := 0; first < len(leaves); first += tileWidth {
+		width := min64(tileWidth, int64(len(leaves)-first))
+		var want []byte
+		for _, leaf := range leaves[first : first+int(width)] {
+			want = append(want, leaf[:]...)
+		}
+		got, _ := os.ReadFile(located(dir, "0", int64(first/tileWidth), width))
+		if !bytes.Equal(got, want) {
+			return located(dir, "entries", int64(first/tileWidth), width)
+		}
+	}
+	return dir
+}
+
+// checkTiles holds every file below tile/ against the tree, also the partial ones that a wider one has followed.
 func checkTiles(dir string, tree tlog.Tree, stored storedHashes) (int, error) {
 	need := map[string]bool{}
 	for level := 0; tree.N>>(tileHeight*level) > 0; level++ {
@@ -164,7 +180,7 @@ func checkTiles(dir string, tree tlog.Tree, stored storedHashes) (int, error) {
 	}
 	count := 0
 	err := filepath.WalkDir(filepath.Join(dir, "tile"), func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || strings.Contains(path, "/tile/entries/") {
+		if err != nil || entry.IsDir() {
 			if errors.Is(err, fs.ErrNotExist) && tree.N == 0 {
 				return nil
 			}
@@ -182,6 +198,9 @@ func checkTiles(dir string, tree tlog.Tree, stored storedHashes) (int, error) {
 		if err != nil {
 			return err
 		}
+		if strings.Contains(path, "/tile/entries/") {
+			got = leafHashes(got)
+		}
 		if !bytes.Equal(got, want) {
 			return fmt.Errorf("%s: does not hold the hashes of the entries", path)
 		}
@@ -189,10 +208,28 @@ func checkTiles(dir string, tree tlog.Tree, stored storedHashes) (int, error) {
 		count++
 		return nil
 	})
+	if err != nil {
+		return 0, err
+	}
 	for path := range need {
 		return 0, fmt.Errorf("%s: missing", path)
 	}
-	return count, err
+	return count, nil
+}
+
+// leafHashes is the tile that belongs to a bundle; of a bundle that is cut off, none.
+func leafHashes(bundle []byte) []byte {
+	var tile []byte
+	for len(bundle) > 0 {
+		if len(bundle) < 2 || len(bundle) < 2+int(binary.BigEndian.Uint16(bundle)) {
+			return nil
+		}
+		length := 2 + int(binary.BigEndian.Uint16(bundle))
+		hash := tlog.RecordHash(bundle[2:length])
+		tile = append(tile, hash[:]...)
+		bundle = bundle[length:]
+	}
+	return tile
 }
 
 type storedHashes []tlog.Hash
@@ -239,13 +276,14 @@ func located(dir, kind string, index, width int64) string {
 	return path
 }
 
-// parsed is the tile that a path names; x/mod writes the same names with the height in front.
+// parsed is the tile that a path names, or that a bundle belongs to; x/mod's names have the height in front.
 func parsed(dir, path string) (tlog.Tile, error) {
 	relative, err := filepath.Rel(filepath.Join(dir, "tile"), path)
 	if err != nil {
 		return tlog.Tile{}, err
 	}
-	tile, err := tlog.ParseTilePath(fmt.Sprintf("tile/%d/%s", tileHeight, filepath.ToSlash(relative)))
+	relative = strings.Replace(filepath.ToSlash(relative), "entries/", "0/", 1)
+	tile, err := tlog.ParseTilePath(fmt.Sprintf("tile/%d/%s", tileHeight, relative))
 	if err != nil {
 		return tlog.Tile{}, fmt.Errorf("%s: not the name of a tile", path)
 	}
