@@ -26,6 +26,7 @@ from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
 from gateway.leases import Leases
 from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.postgres import PostgresLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics
@@ -43,6 +44,7 @@ from gateway.wire.dialect import Identity
 from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
 from policy.rules import Address, Policy, TcpAddress
 from policy.rules import MemoryLedger as MemoryLedgerRules
+from policy.rules import PostgresLedger as PostgresLedgerRules
 
 LISTEN_BACKLOG = 1024
 HOUSEKEEPING_S = 10.0  # refusals are summarised: a flood of them must not flood the log
@@ -399,6 +401,8 @@ async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock) -> None:
 def _ledger(policy: Policy, *, codes: str, clock: Clock) -> Ledger:
     if isinstance(policy.ledger, MemoryLedgerRules):
         return MemoryLedger(clock=clock)
+    if isinstance(policy.ledger, PostgresLedgerRules):
+        return PostgresLedger(policy.ledger.url, standbys=policy.ledger.standbys, codes=codes, log=log.problem)
     return SqliteLedger(Path(policy.ledger.path), codes=codes)
 
 

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.ledger.fenced import FencedLedger
 from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.postgres import PostgresLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountFrozen, AccountLimit, AccountState, ClockBehind, Granted, OverLimit, Wanted
 from policy.budget import Step
@@ -14,9 +16,25 @@ BIG = 2**62
 STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def ledger(request, tmp_path):
-    made = MemoryLedger(clock=SystemClock()) if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
+def memory(_request):
+    return MemoryLedger(clock=SystemClock())
+
+
+def sqlite(request):
+    return SqliteLedger(request.getfixturevalue("tmp_path") / "ledger.db")
+
+
+def postgresql(request):
+    return PostgresLedger(request.getfixturevalue("databases").new(), log=print)
+
+
+def fenced(request):
+    return FencedLedger(memory(request), fences={}, on_frozen=pytest.fail)
+
+
+@pytest.fixture(params=[memory, sqlite, postgresql, fenced], ids=lambda make: make.__name__)
+async def ledger(request):
+    made = request.param(request)
     yield made
     await made.close()
 
