@@ -211,16 +211,21 @@ class Leases:
         try:
             answer = await self._ledger.grant(lease=lease, holder=holder, wanted=asked)
         except NotGranted:
-            self._unanswered = None
+            if self._awaits(lease):
+                self._unanswered = None
             raise
-        if self.holder != holder:
-            return None  # forfeited meanwhile: the grant is spent, and nobody uses it
+        if not self._awaits(lease):
+            return None  # whoever asked for it as well has taken it; or it was forfeited meanwhile, and nobody uses it
         self._unanswered = None
         self._heard(sent_s)
         if isinstance(answer, OverLimit):
             return answer if asked is wanted else None  # an earlier question's answer says nothing about this one
         self._take(answer)
         return None
+
+    def _awaits(self, lease: str) -> bool:
+        """Whether nobody has had the answer for this lease yet: who went away while asking is answered all the same."""
+        return self._unanswered is not None and self._unanswered[0] == lease
 
     def _take(self, granted: Granted) -> None:
         for name, bits in granted.bits.items():

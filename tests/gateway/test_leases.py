@@ -151,6 +151,21 @@ async def test_a_grant_whose_asker_went_away_still_reaches_the_purse(fakes, leas
     assert leases.purse.balance_bits(NAME) == await debited(ledger) > 0
 
 
+async def test_a_grant_that_is_asked_for_again_before_it_is_answered_reaches_the_purse_once(fakes, leases, ledger):
+    """Whoever asked first went away; whoever came next asks for the same lease, and both are answered."""
+    accounts = (fakes.account(limit_bits=10**6),)
+    ledger.gate.clear()
+    first = asyncio.ensure_future(leases.reserve(accounts, least_bits=10, most_bits=1000))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.ensure_future(leases.reserve(accounts, least_bits=10, most_bits=1000))
+    await asyncio.sleep(0.01)
+    ledger.gate.set()
+    await second
+    assert leases.purse.unspent_bits(NAME) == await debited(ledger)
+
+
 async def test_many_askers_at_once_share_few_grants_and_never_exceed_the_limit(fakes, leases, ledger, trace):
     accounts = (fakes.account(limit_bits=10_000),)
     results = await asyncio.gather(*(leases.reserve(accounts, least_bits=300, most_bits=300) for _ in range(50)))
