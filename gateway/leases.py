@@ -130,15 +130,14 @@ class Leases:
 
     async def refresh(self) -> None:
         """Hear from the store how it stands, and give back what is not needed. Every few seconds."""
-        cause = self._vigil.look_at_boot()
-        if cause is not None:
-            self._forfeit(cause)
+        self._look_closely()
         await self._hear()
         await self.tidy()
 
     async def tidy(self) -> None:
         """Close leases that are used up, and give back what is held for nothing: other holders may need it."""
         async with self._refilling:  # what is being fetched for somebody must be there when they look
+            self._look_closely()  # no await from here: what a copy of this process may be spending must not go back
             for stock in self._stocks.values():
                 self._plan(stock)
                 self._close_used_up(stock)
@@ -150,6 +149,7 @@ class Leases:
 
     async def close(self) -> None:
         """Give back what is left of every lease. Only when nothing can leave any more."""
+        self._look_closely()
         for stock in self._stocks.values():
             self._give_back(stock, self.purse.balance_bits(stock.account.id))
             for lease in list(stock.leases):
@@ -346,6 +346,11 @@ class Leases:
             if isinstance(answer, BaseException):
                 raise answer  # it and the rest are tried again
             self._closing.pop(lease, None)
+
+    def _look_closely(self) -> None:
+        for look in (self._vigil.look, self._vigil.look_at_boot):
+            if (cause := look()) is not None:
+                self._forfeit(cause)
 
     def _forfeit(self, cause: str) -> None:
         """Nothing that is held may be spent, nor given back: a copy of this process may be spending it."""

@@ -501,6 +501,19 @@ async def test_a_process_whose_time_jumped_drops_its_leases_and_begins_anew(
     assert await debited(ledger) == spent + 500, "what was dropped stays spent"
 
 
+@pytest.mark.parametrize("act", ["refresh", "tidy", "close"])
+async def test_a_process_that_slept_gives_nothing_back_before_it_looked_at_its_clocks(
+    fakes, leases, ledger, clock, act
+):
+    """It may be a copy, and the original may be spending what the copy would give back."""
+    hold = await leases.reserve((fakes.account(limit_bits=10**6),), least_bits=1000, most_bits=1000)
+    hold.close()
+    spent = await debited(ledger)
+    clock.step_wall(60)
+    await getattr(leases, act)()
+    assert await debited(ledger) == spent
+
+
 async def test_a_grant_under_way_when_leases_are_forfeited_is_used_by_nobody(fakes, leases, ledger, clock):
     accounts = (fakes.account(limit_bits=10**6),)
     ledger.gate.clear()
