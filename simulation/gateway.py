@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from gateway.record import (
     Stopped,
     Tally,
 )
-from gateway.recovery import Estates, known_fences, recover
+from gateway.recovery import SILENCE_BITS, Estates, known_fences, recover
 from gateway.refills import Refills
 from gateway.session import Budget, BudgetGone, closing_bits
 from gateway.tick import Tick
@@ -161,7 +162,8 @@ class Answer:
         if bits:
             self.hold.charge(bits)
             self.charged_bits += bits
-            self.leave_silence(bits)
+            accounts, now_s = [a.id for a in self.hold.accounts], asyncio.get_running_loop().time()
+            self.departures += self._gateway.model.leave(self.holder, accounts, bits, at_s=now_s)
         return bits
 
     @property
@@ -174,10 +176,6 @@ class Answer:
     @property
     def undelivered_bits(self) -> int:
         return 0 if self._leaving is None else self._leaving[1]
-
-    def leave_silence(self, bits: int) -> None:
-        accounts, now_s = [a.id for a in self.hold.accounts], asyncio.get_running_loop().time()
-        self.departures += self._gateway.model.leave(self.holder, accounts, bits, at_s=now_s)
 
     def copied(self, gateway: Gateway, hold: Hold) -> Answer:
         """As a copied process has it: nobody waits for it there."""
@@ -210,7 +208,7 @@ class Gateway:
         self.serving = False
         self.dead = False
         self.open: dict[str, Answer] = {}
-        self.allowance: dict[str, dict[str, int]] = {}  # by holder and account: what its death may cost after recovery
+        self.answers: list[Answer] = []  # all there ever were
         self._network = network
         self._accounts = accounts
         self._refresh_s = refresh_s
@@ -218,7 +216,6 @@ class Gateway:
         self._copied_from = ""  # the holder that this process was copied from
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._unsettled_bits: dict[str, dict[str, int]] = {}
         self._wire = Wire(network, machine, process=process, model=model)
         self._fenced = FencedLedger(self._wire, fences=known_fences(disk.recent()), on_frozen=self._on_frozen)
         self.tick = Tick(
@@ -274,9 +271,11 @@ class Gateway:
     async def _begun(self) -> bool:
         try:
             await self.leases.register(self.accounts_now())
-            for holder in Estates(self.disk.all()).found:
+            found = Estates(self.disk.all()).found
+            for holder in found:
                 self._network.store.disks[holder].append(self.disk)
             recovery = await recover(ledger=self._fenced, audit=self.disk, clock=self.machine)
+            self.model.recovered |= found.keys() - set(recovery.stale)
             self.trace("recovered", self.process, dict(recovery.returned_bits), list(recovery.stale))
             self.record(
                 Started(
@@ -324,12 +323,18 @@ class Gateway:
             task.cancel()
 
     def crash(self) -> Disk:
-        """Die, and leave a disk. What this may cost for good is put down in `allowance`."""
-        holder = self.leases.holder
-        for answer in self.open.values():
-            if answer.holder == holder and (bits := answer.silence_bits):
-                answer.leave_silence(bits)
+        """Die, and leave a disk. The silence of what is on the record as open has left, and nobody charges it."""
         disk = self.disk.crash()
+        holder, now_s = self.leases.holder, asyncio.get_running_loop().time()
+        estate = Estates(disk.all()).found.get(holder)
+        wasted: Counter[str] = Counter()
+        for name, accounts in estate.silent.items() if estate is not None else ():
+            wasted.update(dict.fromkeys(accounts, SILENCE_BITS))
+            if name in self.open:
+                self.model.leave(holder, accounts, self.open[name].silence_bits, at_s=now_s)
+        for answer in self.answers:
+            wasted.update(dict.fromkeys((a.id for a in answer.hold.accounts), answer.undelivered_bits))
+        self.model.crashed[holder] = wasted, frozenset(disk.granted)
         self.die()
         return disk
 
@@ -423,6 +428,7 @@ class Gateway:
         self._numbers += 1
         answer = Answer(self, self._numbers, hold, lambda: self._accounts(request.tenant, self.machine.wall_s()))
         self.open[answer.identity.id] = answer
+        self.answers.append(answer)
         self.record(
             Opened(
                 at_ms=self._now_ms(),
@@ -454,7 +460,7 @@ class Gateway:
             if not self.dead:
                 self._close(answer)
         await self.machine.sleep(settle_s)
-        self._settle(answer, int(answer.charged_bits * refund), late=settle_s > 0)
+        self._settle(answer, int(answer.charged_bits * refund))
 
     def _close(self, answer: Answer) -> None:
         bits = answer.part()
@@ -471,11 +477,11 @@ class Gateway:
             )
         )
 
-    def _settle(self, answer: Answer, bits: int, *, late: bool) -> None:
+    def _settle(self, answer: Answer, bits: int) -> None:
         if answer.hold.void or answer.renewed or answer.undelivered_bits or not bits:
             return
         answer.hold.refund(bits)
-        self.model.refund(answer.holder, answer.departures, bits, late=late)
+        self.model.refund(answer.holder, answer.departures, bits)
         answer.charged_bits -= bits
         self.trace("settled", answer.identity.id, bits)
         self.record(

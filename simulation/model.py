@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -41,9 +41,11 @@ class Model:
         self.steps: dict[str, Step] = {}
         self.limit_max: dict[str, int] = {}
         self.left: Counter[tuple[str, str]] = Counter()  # by holder and account
-        self.late: Counter[tuple[str, str]] = Counter()  # by holder and account: refunds that came late
+        self.refunded: Counter[tuple[str, str]] = Counter()  # by holder and account
         self.forgotten: Counter[tuple[str, str]] = Counter()  # by holder and account: grants that the store lost
         self.departures: dict[str, list[list[float]]] = defaultdict(list)  # by series: when, how many bits
+        self.crashed: dict[str, tuple[Counter[str], Collection[str]]] = {}  # holders: what recovery cannot prove, leases on record
+        self.recovered: set[str] = set()  # holders
         self.told: set[tuple[str, str]] = set()  # process and account: it has heard what shows that the store forgot
         self.checks: Counter[str] = Counter()
         self.violation: str | None = None
@@ -93,6 +95,7 @@ class Model:
                 for name, bits in known.bits.items():
                     self.forgotten[known.holder, name] += bits - known.returned.get(name, 0)
         self.books = deepcopy(books)
+        self.told.clear()  # of a store that is no more
 
     # What holders do.
 
@@ -107,10 +110,8 @@ class Model:
             made.append((name, departure))
         return made
 
-    def refund(
-        self, holder: str, departures: Iterable[tuple[str, list[float]]], bits: int, *, late: bool
-    ) -> None:
-        """What left was worth so much less, in every account. `late`: the lease may have gone back before."""
+    def refund(self, holder: str, departures: Iterable[tuple[str, list[float]]], bits: int) -> None:
+        """What left was worth so much less, in every account."""
         rests: dict[str, int] = {}
         for name, departure in departures:
             rest = rests.setdefault(name, bits)
@@ -119,7 +120,7 @@ class Model:
             rests[name] -= part
         for name in rests:
             self.left[holder, name] -= bits
-            self.late[holder, name] += bits if late else 0
+            self.refunded[holder, name] += bits
 
     def hears(self, process: str, account: str) -> None:
         self.told.add((process, account))
@@ -162,6 +163,15 @@ class Model:
             if clocks_right:
                 bits = self._most_in(series, length_s)
                 self.hold("left in any window of the length <= limit", bits <= bound, f"{series}: {bits} > {bound}")
+
+    def recoveries(self) -> None:
+        """What crashed and was recovered costs what left, but for the silence of open answers and what never reached the log."""
+        for holder, (wasted, recorded) in self.crashed.items():
+            if holder in self.recovered:
+                lost = self.unrecorded_bits(holder, recorded)
+                for name, bits in self.over_bits(holder).items():
+                    bound = wasted[name] + lost[name] + self.refunded[holder, name]
+                    self.hold("a recovery is exact", bits <= bound, f"{name} of {holder}: {bits} > {bound}")
 
     def over_bits(self, holder: str) -> dict[str, int]:
         """What a holder cost beyond what it let leave, by account."""

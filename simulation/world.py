@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from gateway.recovery import SILENCE_BITS, Estates
 from policy.budget import Account, Step, period_of
 from policy.rules import Window
 from simulation import loop
@@ -83,10 +82,10 @@ class World:
         self.store = Store(model=self.model, trace=self.trace)
         self.network = Network(self.store, Random(f"{seed}/network"))  # noqa: S311
         self.limits = self._limits()
+        self.refunds = self.rng.choice(((0.0,), (0.0, 0.6, 0.9), (0.0, 0.6, 0.9)))
         self.sliding = any(window.sliding for _, window in self.limits)
         self.gateways: list[Gateway] = []
         self.disks: list[Disk] = []  # of crashed processes, each to be recovered in time
-        self.dues: dict[str, Counter[str]] = {}  # by holder: what a recovered estate may cost
         self.closed: list[str] = []  # holders that closed in an orderly way, and the store knows
         self._processes = 0
         self._background: set[asyncio.Task[None]] = set()
@@ -168,14 +167,7 @@ class World:
 
     def crash(self, gateway: Gateway) -> Disk:
         """Kill a process. Returns the disk that it leaves, of which the model knows what a recovery may cost."""
-        holder = gateway.leases.holder
-        undelivered: Counter[str] = Counter()
-        disk = gateway.crash()
-        estate = Estates(disk.all()).found.get(holder)
-        if estate is not None:
-            for accounts in estate.silent.values():
-                undelivered.update(dict.fromkeys(accounts, SILENCE_BITS))
-        self.dues[holder] = undelivered
+        holder, disk = gateway.leases.holder, gateway.crash()
         self.trace("crashed", gateway.process, holder)
         return disk
 
@@ -208,7 +200,7 @@ class World:
             tenant=rng.choice("ab"),
             pieces=pieces,
             whole_bits=rng.choice((0, 0, 12_000)),
-            refund=rng.choice((0.0, 0.6, 0.9)),
+            refund=rng.choice(self.refunds),
             settle_s=rng.choice((0.0, 0.2, 20.0)),
             patience_s=rng.choice((0.015, 0.05, 30.0, 30.0)),
         )
@@ -267,13 +259,15 @@ class World:
             if window.sliding and window.duration_s is not None
         }
         self.model.finish(lengths_s=lengths_s, clocks_right=clocks_right)
+        if not self.faults["failover"] + self.faults["restore"]:
+            self.model.recoveries()
         granted = {lease for gateway in self.gateways for lease in gateway.disk.granted}
         for holder in self.closed:
             lost = self.model.unrecorded_bits(holder, granted)
             for name, bits in self.model.over_bits(holder).items():
                 if name.endswith("/ever") and not self.faults["failover"] + self.faults["restore"]:
                     what = "who closes in order costs what left" if self.faults else "nothing is stranded"
-                    bound = (lost[name] if self.faults else 0) + self.model.late[holder, name]
+                    bound = (lost[name] if self.faults else 0) + self.model.refunded[holder, name]
                     self.model.hold(what, 0 <= bits <= bound, f"{name} of {holder}: {bits} > {bound}")
 
 
