@@ -151,9 +151,12 @@ async def restore(world: World) -> None:
 
 
 async def old_disk(world: World) -> None:
-    """A dead gateway's disk comes back from a backup that is older than any log that may be believed."""
+    """A dead gateway's disk comes back from a backup that is older than any log that may be believed.
+
+    The store is whole: nobody inside can tell when the store and the logs all go back together.
+    """
     gateway = world.pick()
-    if gateway is None or gateway.machine.clocks_moved:
+    if gateway is None or gateway.machine.clocks_moved or world.faults["failover"] + world.faults["restore"]:
         return
     image = gateway.disk.image()
 
@@ -227,6 +230,8 @@ def _stop_for(world: World, machine: Machine, seconds: float) -> None:
 
 
 def _restore(world: World, image: object) -> None:
+    if world.faults["old disk"]:
+        return
     world.trace("the store forgets")
     world.store.restore(image)  # type: ignore[arg-type]
 

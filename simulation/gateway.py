@@ -392,6 +392,11 @@ class Gateway:
             except LedgerUnavailable as fault:
                 self.log("refresh", error=str(fault))
 
+    @property
+    def awake(self) -> bool:
+        """False for a copy that has not looked at its clocks: it believes that it has what the original has."""
+        return self.leases.holder != self._copied_from
+
     def _busy(self) -> bool:
         prefetching = self.leases._prefetching  # noqa: SLF001
         return (
@@ -502,8 +507,8 @@ class Gateway:
 
     def inspect(self) -> None:
         """Hold what is in the purse against what the model knows."""
-        if self.dead or not self.serving or self.leases.holder == self._copied_from:
-            return  # a copy that has not looked at its clocks yet believes that it has what the original has
+        if self.dead or not self.serving or not self.awake:
+            return
         for stock in self.leases._stocks.values():  # noqa: SLF001
             purse, name = self.leases.purse, stock.account.id
             self.model.purse(

@@ -161,8 +161,8 @@ class World:
         return f"p{self._processes}"
 
     def pick(self) -> Gateway | None:
-        """A gateway that serves."""
-        alive = [gateway for gateway in self.gateways if gateway.serving and not gateway.dead]
+        """A gateway that serves, and knows who it is: of a copy that dies before, nobody can tell that it was one."""
+        alive = [gateway for gateway in self.gateways if gateway.serving and not gateway.dead and gateway.awake]
         return self.rng.choice(alive) if alive else None
 
     def crash(self, gateway: Gateway) -> Disk:
