@@ -20,6 +20,7 @@ from gateway.ports import (
     Granted,
     LeaseState,
     Ledger,
+    NotGranted,
     OverLimit,
     Wanted,
 )
@@ -41,6 +42,16 @@ class _Asked:
     condemned: bool = False  # answered with fences that cannot be
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A lease that was granted and believed."""
+
+    lease: str
+    holder: str
+    names: tuple[str, ...]
+    fences: Mapping[str, int]
+
+
 class FencedLedger:
     """The `Ledger` port around another ledger, whose forgotten accounts it freezes.
 
@@ -55,9 +66,10 @@ class FencedLedger:
         self._limits: dict[str, AccountLimit] = {}
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         self._frozen: dict[str, int] = {}  # accounts that were frozen from here, and the fence that was named
-        self._owed: dict[
-            str, tuple[int, int]
-        ] = {}  # accounts yet to be frozen: the fence that was seen, and the one shown
+        self._owed: dict[str, tuple[int, int]] = {}  # accounts yet to be frozen: the fence seen, and the one shown
+        self._latest: dict[str, _Held] = {}  # of every account, the last lease from here
+        self._last: _Held | None = None  # of all of them
+        self._doubted = False  # something was forgotten, and perhaps more than was noticed
 
     @property
     def fences(self) -> Mapping[str, int]:
@@ -70,6 +82,25 @@ class FencedLedger:
         counted = {self._counted_in(name) for name in accounts}
         self._fences = {name: fence for name, fence in self._fences.items() if name in counted}
         self._frozen = {name: fence for name, fence in self._frozen.items() if name in counted}
+        self._latest = {name: held for name, held in self._latest.items() if name in counted}
+
+    async def check(self) -> None:
+        """Ask the store whether it still knows what was granted last. To be called whenever limits are refreshed.
+
+        Fences alone tell nothing once other gateways have driven them beyond those seen here; a lease is known or is not.
+        A store forgets from some moment on, so the last lease stands for all before it.
+        """
+        await self._freeze()
+        if self._last is not None and not await self._knows(self._last):
+            self._doubted = True
+        if not self._doubted:
+            return
+        for name, held in list(self._latest.items()):
+            if not await self._knows(held) and self._latest.get(name) is held:
+                shown = {state.account: state.fence for state in await self._ledger.states([name])}
+                self._owe({name: shown.get(name, 0)}, seen=held.fences)
+        await self._freeze()
+        self._doubted = False
 
     async def register(self, limits: Sequence[AccountLimit]) -> Sequence[str]:
         """See `Ledger.register`. An account that is new to the store although it was seen before is frozen."""
@@ -96,7 +127,7 @@ class FencedLedger:
             if asked.times == 1:  # otherwise another question may have been answered, or may yet be
                 self._asked.pop(lease, None)
             return answer
-        await self._believe(lease, asked, answer)
+        await self._believe(asked, _Held(lease, holder, tuple(wanted), answer.fences))
         return answer
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
@@ -155,29 +186,46 @@ class FencedLedger:
         asked.times += 1
         return asked
 
-    async def _believe(self, lease: str, asked: _Asked, answer: Granted) -> None:
+    async def _believe(self, asked: _Asked, answered: _Held) -> None:
         """Raise `AccountFrozen` if a store that forgets nothing cannot have answered this."""
         if asked.condemned:
-            raise AccountFrozen(f"lease {lease} was granted by a store that had forgotten others")
+            raise AccountFrozen(f"lease {answered.lease} was granted by a store that had forgotten others")
         expected = asked.fences
         forgotten = {
             name: fence
-            for name, fence in answer.fences.items()
+            for name, fence in answered.fences.items()
             if (fence != expected.get(name) if expected is not None else fence <= asked.before.get(name, 0))
         }
-        if not forgotten:
-            asked.fences = answer.fences
-            for name, fence in answer.fences.items():
-                self._see(name, fence)
-            return
-        asked.condemned = True
-        self._owe(forgotten, seen=expected or asked.before)
-        await self._freeze()
-        raise AccountFrozen(f"the ledger has forgotten grants of {', '.join(sorted(forgotten))}")
+        if forgotten:
+            asked.condemned = True
+            self._owe(forgotten, seen=expected or asked.before)
+            await self._freeze()
+            raise AccountFrozen(f"the ledger has forgotten grants of {', '.join(sorted(forgotten))}")
+        if expected is None:
+            asked.fences = answered.fences
+            self._last = answered
+            self._latest |= dict.fromkeys(answered.fences, answered)
+        for name, fence in answered.fences.items():
+            self._see(name, fence)
+
+    async def _knows(self, held: _Held) -> bool:
+        """Whether the store still has a lease as it was granted. One that it does not have is granted with no bits, or not."""
+        nothing = Wanted(least_bits=0, most_bits=0)
+        try:
+            answer = await self._ledger.grant(
+                lease=held.lease, holder=held.holder, wanted=dict.fromkeys(held.names, nothing)
+            )
+        except (NotGranted, KeyError):
+            return False
+        return isinstance(answer, Granted) and dict(answer.fences) == dict(held.fences)
 
     def _owe(self, shown: Mapping[str, int], *, seen: Mapping[str, int]) -> None:
         for name, fence in shown.items():
             self._owed[name] = max(seen[name], self._fences.get(name, 0)), fence
+            self._latest.pop(name, None)  # it is not to be held against the store once more after a thaw
+        if self._last is not None and shown.keys() & self._last.fences.keys():
+            self._last = None
+        self._doubted = True
 
     async def _freeze(self) -> None:
         """Have the store freeze what it has forgotten. Until that is done nothing else is asked of it."""

@@ -119,7 +119,8 @@ END $$;
 CREATE FUNCTION weir.tell(asked text)
     RETURNS TABLE (outcome text, account text, bits bigint, counted text, fence bigint, remaining_bits bigint)
     LANGUAGE sql AS $$
-    SELECT 'granted', amount.account, amount.bits, counted.id, amount.fence, counted.limit_bits - counted.debited_bits
+    SELECT 'granted', amount.account, amount.bits, counted.id,
+        max(amount.fence) OVER (PARTITION BY counted.id), counted.limit_bits - counted.debited_bits
         FROM weir.lease_amount amount
         JOIN weir.account named ON named.id = amount.account
         JOIN weir.account counted ON counted.id = coalesce(named.series, named.id)
@@ -154,6 +155,7 @@ DECLARE
     named   weir.account;
     counts  weir.account;
     amounts bigint[] := '{}';
+    places  text[] := '{}';  -- or the account itself: where each amount counts
 BEGIN
     IF NOT EXISTS (SELECT FROM weir.lease WHERE id = asked) THEN
         PERFORM weir.lock_counted(names);
@@ -185,13 +187,15 @@ BEGIN
         account := names[place];
         SELECT * INTO named FROM weir.account WHERE id = names[place];
         SELECT * INTO counts FROM weir.account WHERE id = coalesce(named.series, named.id);
-        remaining_bits := counts.limit_bits - counts.debited_bits;
+        remaining_bits := counts.limit_bits - counts.debited_bits - coalesce((  -- two steps of one series share its limit
+            SELECT sum(amount) FROM unnest(amounts, places) AS planned (amount, id) WHERE planned.id = counts.id), 0);
         IF counts.frozen_fence IS NOT NULL OR remaining_bits < lowest[place] THEN
             outcome := CASE WHEN counts.frozen_fence IS NOT NULL THEN 'frozen' ELSE 'over' END;
             RETURN NEXT;
             RETURN;
         END IF;
         amounts := amounts || least(highest[place], remaining_bits);
+        places := places || counts.id;
     END LOOP;
     INSERT INTO weir.lease (id, holder, codes) VALUES (asked, holder_name, codes_digest) ON CONFLICT (id) DO NOTHING;
     IF NOT FOUND THEN  -- made just now, of other accounts, so that the locks did not tell

@@ -217,6 +217,26 @@ async def test_a_refused_lease_leaves_nothing_behind_unless_it_was_asked_for_twi
     assert guard.reports == []
 
 
+async def test_a_lease_that_was_refused_while_it_was_asked_for_again_is_told_later(guard):
+    await guard.grant("all", "a", bits=10**6)
+    guard.store.replies.clear()
+    refused = asyncio.ensure_future(guard.grant("l1", "a"))
+    await asyncio.sleep(0)
+    await MemoryLedger.close_lease(guard.store, lease="all", holder="h", returned={"a": 10**6})
+    guard.store.lose_replies = True
+    lost = asyncio.ensure_future(guard.grant("l1", "a"))
+    await asyncio.sleep(0)
+    guard.store.lose_replies = False
+    guard.store.replies.set()
+    assert isinstance(await refused, OverLimit)
+    with pytest.raises(LedgerUnavailable):
+        await lost
+    for number in range(2, 5):
+        await guard.grant(f"l{number}", "a")
+    assert dict((await guard.grant("l1", "a")).fences) == {"a": 2}
+    assert guard.reports == []
+
+
 async def test_what_a_forgetful_store_granted_is_refused_again_after_the_thaw_and_freezes_nothing_anew(guard):
     backup = guard.store.backup()
     await guard.grant("l1", "a")
@@ -256,6 +276,30 @@ async def test_a_store_that_cannot_be_told_is_told_the_next_time(guard):
     assert len(guard.reports) == 1
 
 
+async def test_nothing_is_granted_while_the_store_cannot_be_told(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a")
+    guard.store.restore(backup)
+    guard.store.refuse_to_freeze = True
+    with pytest.raises(LedgerUnavailable):
+        await guard.ledger.states()
+    with pytest.raises(LedgerUnavailable):
+        await guard.grant("l2", "a")
+    assert guard.store.backup() == backup
+
+
+async def test_a_store_that_forgets_even_the_account_before_it_is_told_is_told_with_it(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a")
+    guard.store.restore(backup)
+    guard.store.refuse_to_freeze = True
+    with pytest.raises(LedgerUnavailable):
+        await guard.ledger.states()
+    guard.store.refuse_to_freeze = False
+    guard.store.restore(Store().backup())
+    assert await guard.frozen() == ["a"]
+
+
 async def test_an_account_that_another_gateway_froze_lower_is_frozen_at_the_fence_seen_here(guard):
     backup = guard.store.backup()
     for number in range(3):
@@ -265,6 +309,89 @@ async def test_an_account_that_another_gateway_froze_lower_is_frozen_at_the_fenc
     assert await guard.frozen() == ["a"]
     assert await guard.ledger.thaw("a", lost_bits=0)
     assert dict((await guard.grant("l9", "a")).fences) == {"a": 5}
+
+
+async def others(guard, account, count):
+    """Other gateways are granted something, and so drive the fence on."""
+    for number in range(count):
+        lease = f"other {account} {len(guard.store._leases)} {number}"
+        await MemoryLedger.grant(
+            guard.store, lease=lease, holder="x", wanted={account: Wanted(least_bits=1, most_bits=1)}
+        )
+
+
+async def test_what_was_forgotten_is_noticed_even_when_others_have_overtaken_what_was_seen(guard):
+    await guard.register("c")
+    await guard.grant("kept", "c")
+    backup = guard.store.backup()
+    await guard.grant("l1", "a", bits=5)
+    await guard.grant("l2", "b", bits=5)
+    guard.store.restore(backup)
+    await others(guard, "a", 3)
+    await others(guard, "b", 3)
+    assert await guard.frozen() == []  # their fences look as they should
+    await guard.ledger.check()
+    assert await guard.frozen() == ["a", "b"]
+    assert [seen for seen, _ in guard.reports] == [{"a": 3, "b": 3}]
+    assert isinstance(await guard.grant("l3", "c"), Granted)
+
+
+async def test_a_check_finds_what_else_was_forgotten_where_one_account_gave_it_away(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a", "b")
+    guard.store.restore(backup)
+    await others(guard, "a", 3)
+    assert await guard.frozen() == ["b"]
+    await guard.ledger.check()
+    assert await guard.frozen() == ["a", "b"]
+
+
+async def test_a_check_of_a_store_that_forgot_the_account_itself_registers_and_freezes_it(guard):
+    await guard.grant("l1", "a")
+    guard.store.restore(Store().backup())
+    await guard.ledger.check()
+    assert await guard.frozen() == ["a"]
+
+
+async def test_a_check_freezes_nothing_while_the_store_remembers(guard):
+    await guard.ledger.check()
+    await guard.grant("l1", "a", bits=5)
+    await guard.grant("l2", "a", "b", bits=5)
+    await guard.ledger.close_lease(lease="l2", holder="h", returned={"a": 5, "b": 5})
+    await guard.ledger.freeze({"a": 2})  # somebody else's doubt
+    before = guard.store.backup()
+    await guard.ledger.check()
+    assert guard.store.backup() == before
+    assert guard.reports == []
+
+
+async def test_a_check_after_the_thaw_has_nothing_against_the_store_any_more(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a", "b")
+    guard.store.restore(backup)
+    await others(guard, "b", 2)
+    await guard.ledger.check()
+    for name in ("a", "b"):
+        assert await guard.ledger.thaw(name, lost_bits=1)
+    await guard.ledger.check()
+    assert await guard.frozen() == []
+    await guard.grant("l2", "a", "b")
+    await guard.ledger.check()
+    assert await guard.frozen() == []
+    assert len(guard.reports) == 1
+
+
+async def test_a_check_that_could_not_be_finished_is_finished_by_the_next(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a")
+    guard.store.restore(backup)
+    await others(guard, "a", 2)
+    guard.store.refuse_to_freeze = True
+    with pytest.raises(LedgerUnavailable):
+        await guard.ledger.check()
+    guard.store.refuse_to_freeze = False
+    await guard.ledger.check()
+    assert await guard.frozen() == ["a"]
 
 
 async def test_periods_that_are_over_are_forgotten(guard):
@@ -301,6 +428,7 @@ acts = st.one_of(
     st.tuples(st.just("grant"), st.integers(0, 5)),  # which lease: a number that comes again is asked again
     st.tuples(st.just("other"), st.just(0)),
     st.tuples(st.just("states"), st.just(0)),
+    st.tuples(st.just("check"), st.just(0)),
     st.tuples(st.just("reply"), st.integers(0, 20)),
     st.tuples(st.just("lose"), st.integers(0, 20)),
 )
@@ -322,6 +450,8 @@ async def play(acts):
             tasks.append(asyncio.ensure_future(guard.grant(f"l{which}", "a", bits=1 + which)))
         elif act == "states":
             tasks.append(asyncio.ensure_future(guard.ledger.states()))
+        elif act == "check":
+            tasks.append(asyncio.ensure_future(guard.ledger.check()))
         elif act == "other":
             wanted = {"a": Wanted(least_bits=1, most_bits=1)}
             await MemoryLedger.grant(store, lease=f"x{number}", holder="x", wanted=wanted)

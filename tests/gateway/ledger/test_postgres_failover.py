@@ -253,26 +253,52 @@ async def test_a_grant_by_a_promoted_standby_that_lagged_is_noticed_even_before_
     assert isinstance(await grant(guard, "other", "a2"), Granted)
 
 
-async def test_a_restored_backup_has_the_accounts_frozen_that_were_used_since(directory, server, opened):
-    guard, _ = guarded(opened(server))
-    await register(guard, "a0", "a1")
-    await grant(guard, "l1", "a0", "a1")
+@pytest.fixture
+async def backup(directory, server, opened):
+    """What the server knew when only a0 and a1 had been granted something, by lease l1."""
+    ledger = opened(server)
+    await register(ledger, "a0", "a1")
+    await grant(ledger, "l1", "a0", "a1")
     backup = Postgres(directory, name="backup")
     await asyncio.to_thread(backup.copy_of, server.port)
     (backup.data / "standby.signal").unlink()
-    await register(guard, "a2", "a3")
+    yield backup
+    backup.end()
+
+
+async def test_a_restored_backup_has_the_accounts_frozen_that_were_used_since(server, backup, opened):
+    guard, _ = guarded(opened(server))
+    await register(guard, "a0", "a1", "a2", "a3")
+    await guard.states()
     await grant(guard, "l2", "a1", "a2")
     server.kill()
-    try:
-        await asyncio.to_thread(backup.start)
-        restarted, reports = guarded(opened(backup), fences=guard.fences)
-        await register(restarted, "a0", "a1", "a2", "a3")
-        assert reports == [{"a1": 2, "a2": 1}]
-        for name, frozen in (("a0", False), ("a1", True), ("a2", True), ("a3", False)):
-            with pytest.raises(AccountFrozen) if frozen else contextlib.nullcontext():
-                await grant(restarted, f"new {name}", name)
-    finally:
-        backup.end()
+    await asyncio.to_thread(backup.start)
+    restarted, reports = guarded(opened(backup), fences=guard.fences)
+    await register(restarted, "a0", "a1", "a2", "a3")
+    assert reports == [{"a1": 2, "a2": 1}]
+    for name, frozen in (("a0", False), ("a1", True), ("a2", True), ("a3", False)):
+        with pytest.raises(AccountFrozen) if frozen else contextlib.nullcontext():
+            await grant(restarted, f"new {name}", name)
+
+
+async def test_a_restored_backup_is_found_out_even_where_a_new_gateway_has_overtaken_what_was_seen(
+    server, backup, opened
+):
+    guard, reports = guarded(opened(server, backup))
+    await register(guard, "a0", "a1", "a2")
+    await grant(guard, "kept by nobody", "a1", "a2")
+    await grant(guard, "l2", "a1", "a2")
+    server.kill()
+    await asyncio.to_thread(backup.start)
+    newcomer = opened(backup)
+    await register(newcomer, "a0", "a1", "a2")
+    for number in range(4):
+        await grant(newcomer, f"new{number}", "a0", "a1", "a2")
+    await guard.states()
+    assert reports == []
+    await guard.check()
+    assert {name for report in reports for name in report} == {"a1", "a2"}
+    assert isinstance(await grant(newcomer, "newest", "a0"), Granted)
 
 
 async def test_a_grant_whose_wait_for_the_standby_is_cancelled_is_unknown_until_a_standby_has_it(
