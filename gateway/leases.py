@@ -74,6 +74,7 @@ class Leases:
         )
         self._closing: dict[str, dict[str, int]] = {}  # on the record as closed; the store has not confirmed it yet
         self._prefetching: asyncio.Task[None] | None = None
+        self._granting: asyncio.Task[OverLimit | None] | None = None
         self._holders = 1
         self._until_s = clock.monotonic_s() + LEASE_S
 
@@ -148,7 +149,8 @@ class Leases:
         await self._confirm()
 
     async def close(self) -> None:
-        """Give back what is left of every lease. Only when nothing can leave any more."""
+        """Give back what is left of every lease. Only when nothing can leave any more, and nobody asks for more."""
+        await self._finish_granting()
         self._look_closely()
         for stock in self._stocks.values():
             self._give_back(stock, self.purse.balance_bits(stock.account.id))
@@ -202,7 +204,18 @@ class Leases:
             lack_bits = max(bits - self.purse.balance_bits(account.id), 0) + stock.wanted_bits
             wanted[account.id] = Wanted(least_bits=1, most_bits=max(lack_bits, 1))
         # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
-        return await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
+        self._granting = asyncio.ensure_future(self._grant(wanted))
+        return await asyncio.shield(self._granting)
+
+    async def _finish_granting(self) -> None:
+        """Have the answer to whatever was asked for: what it brings goes back as well. Without one it stays spent."""
+        if self._prefetching is not None:
+            self._prefetching.cancel()
+        if self._granting is not None:
+            await asyncio.wait([self._granting])
+        if self._unanswered is not None:
+            with suppress(LedgerUnavailable):
+                await self._grant(self._unanswered[1])
 
     async def _grant(self, wanted: Mapping[str, Wanted]) -> OverLimit | None:
         lease, asked = self._unanswered or (secrets.token_hex(16), wanted)

@@ -260,10 +260,7 @@ class Gateway:
         tallied_s = self.machine.monotonic_s()
         while True:
             await self.machine.sleep(self._refresh_s)
-            try:
-                await self.leases.refresh()
-            except LedgerUnavailable as fault:
-                self.log("refresh", error=str(fault))
+            await self._refresh()
             if self.machine.monotonic_s() - tallied_s > 60:
                 tallied_s = self.machine.monotonic_s()
                 self._tally()
@@ -372,7 +369,7 @@ class Gateway:
         copy._copied_from = self.leases.holder  # noqa: SLF001
         copy._fenced, copy.leases = fenced, leases  # noqa: SLF001
         copy._refills._leases = leases  # noqa: SLF001
-        copy._wire._fences = dict(self._wire._fences)  # noqa: SLF001
+        copy._wire.copied(self._wire)  # noqa: SLF001
         copy.open = {name: answer.copied(copy, holds[name]) for name, answer in self.open.items()}
         return copy
 
@@ -387,15 +384,19 @@ class Gateway:
     async def _keep(self) -> None:
         while True:
             await self.machine.sleep(self._refresh_s)
-            try:
-                await self.leases.refresh()
-            except LedgerUnavailable as fault:
-                self.log("refresh", error=str(fault))
+            await self._refresh()
 
     @property
     def awake(self) -> bool:
         """False for a copy that has not looked at its clocks: it believes that it has what the original has."""
         return self.leases.holder != self._copied_from
+
+    async def _refresh(self) -> None:
+        try:
+            await self.leases.refresh()
+            await self._fenced.check()
+        except LedgerUnavailable as fault:
+            self.log("refresh", error=str(fault))
 
     def _busy(self) -> bool:
         prefetching = self.leases._prefetching  # noqa: SLF001

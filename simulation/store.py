@@ -27,13 +27,18 @@ class Store:
         self._ledger = MemoryLedger(clock=self._clock)
         self._model = model
         self._trace = trace
+        self._forgot = False  # ever
         self.away = False
         self.disks: dict[str, list[Disk]] = defaultdict(list)  # by holder: on one of them its closes must be on the record
 
     def apply(self, name: str, *args: Any, **fields: Any) -> Any:
         """What `Ledger.<name>` returns or raises."""
         known = name == "grant" and fields["lease"] in self._model.books.leases
-        answer = _now(getattr(self._ledger, name)(*args, **fields))
+        try:
+            answer = _now(getattr(self._ledger, name)(*args, **fields))
+        except ValueError:
+            self._model.hold("no more is returned than was granted", self._forgot, str(fields))
+            raise
         match name:
             case "register":
                 self._model.registered(args[0])
@@ -67,6 +72,7 @@ class Store:
 
     def restore(self, image: tuple[MemoryLedger, Books]) -> None:
         """Forget everything since."""
+        self._forgot = True
         self._ledger = deepcopy(image[0], {id(self._clock): self._clock})
         self._model.restored(image[1])
 
@@ -108,7 +114,12 @@ class Wire:
         self._model = model
         self._fences: dict[str, int] = {}  # the highest that were heard
         self._asked: set[str] = set()
+        self._leases: dict[str, Mapping[str, int]] = {}  # their fences, as first answered
         self.cut = False  # the process is dead
+
+    def copied(self, other: Wire) -> None:
+        """Know what the wire of the process knew that this one was copied from."""
+        self._fences, self._asked, self._leases = dict(other._fences), set(other._asked), dict(other._leases)
 
     async def register(self, limits: Sequence[AccountLimit]) -> Sequence[str]:
         return await self._ask("register", list(limits))
@@ -119,6 +130,9 @@ class Wire:
         answer = await self._ask("grant", lease=lease, holder=holder, wanted=dict(wanted))
         if isinstance(answer, Granted) and not again:
             self._hear(before, {name: fence - 1 for name, fence in answer.fences.items()})
+        if isinstance(answer, Granted) and self._leases.setdefault(lease, answer.fences) != answer.fences:
+            for name in answer.fences:  # it was granted before, and now is granted anew
+                self._model.hears(self._process, name)
         return answer
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
@@ -164,7 +178,7 @@ class Wire:
                 return
             try:
                 reply = network.store.apply(name, *args, **fields)
-            except (LedgerUnavailable, KeyError) as refusal:
+            except (LedgerUnavailable, KeyError, ValueError) as refusal:
                 loop.call_later(network.delay(), resolve, None, refusal)
             except Violation as violation:
                 resolve(None, violation)

@@ -228,6 +228,29 @@ async def test_at_the_close_what_did_not_leave_goes_back_and_is_on_the_record_be
     assert await debited(ledger) == 400
 
 
+async def test_a_grant_that_is_under_way_at_the_close_goes_back_as_well(fakes, leases, ledger):
+    accounts = (fakes.account(limit_bits=10**6),)
+    ledger.gate.clear()
+    asking = asyncio.ensure_future(leases.reserve(accounts, least_bits=1000, most_bits=1000))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    closing = asyncio.ensure_future(leases.close())
+    await asyncio.sleep(0.01)
+    ledger.gate.set()
+    await closing
+    assert await debited(ledger) == 0
+
+
+async def test_a_grant_whose_reply_was_lost_goes_back_at_the_close(fakes, leases, ledger):
+    ledger.lose_reply = True
+    with pytest.raises(LedgerUnavailable):
+        await leases.reserve((fakes.account(limit_bits=10**6),), least_bits=1000, most_bits=1000)
+    assert await debited(ledger) == 1000
+    await leases.close()
+    assert await debited(ledger) == 0
+
+
 async def test_what_is_still_held_at_the_close_counts_as_left(fakes, leases, ledger):
     await leases.reserve((fakes.account(limit_bits=10**6),), least_bits=10, most_bits=1000)
     await leases.close()
