@@ -355,15 +355,14 @@ class Gateway:
             rng=self._rng,
         )
         loop = asyncio.get_running_loop()
-        prefetching = self.leases._prefetching  # noqa: SLF001
         memo: dict[int, Any] = {
             id(self): copy,
             id(self.machine): machine,
             id(self.tick): copy.tick,
             id(self._wire): copy._wire,  # noqa: SLF001
             id(loop): loop,
-            id(prefetching): None,
         }
+        memo |= dict.fromkeys(map(id, self._store_tasks()))
         holds = {name: answer.hold for name, answer in self.open.items()}
         fenced, leases, holds = deepcopy((self._fenced, self.leases, holds), memo)
         copy._copied_from = self.leases.holder  # noqa: SLF001
@@ -399,14 +398,16 @@ class Gateway:
             self.log("refresh", error=str(fault))
 
     def _busy(self) -> bool:
-        prefetching = self.leases._prefetching  # noqa: SLF001
         return (
             self.leases._refilling.locked()  # noqa: SLF001
-            or (prefetching is not None and not prefetching.done())
+            or not all(task.done() for task in self._store_tasks())
             or bool(self.tick._entries)  # noqa: SLF001
             or self.disk.busy
             or any(answer.undelivered_bits for answer in self.open.values())
         )
+
+    def _store_tasks(self) -> list[asyncio.Task[Any]]:
+        return [task for task in vars(self.leases).values() if isinstance(task, asyncio.Task)]
 
     # What it does.
 
@@ -415,6 +416,7 @@ class Gateway:
             self.spawn(self._serve(request))
 
     async def _serve(self, request: Request) -> None:
+        await self.machine.gate()
         least_bits = CLOSING_BITS + 128
         most_bits = max(request.whole_bits, least_bits + BLOCK_BITS)
         try:
@@ -461,7 +463,7 @@ class Gateway:
                     if answer.ended:
                         break
         except (BudgetGone, TimeoutError):
-            pass
+            await self.machine.gate()  # a timer fires on a stopped machine too, but nobody hears it
         finally:
             if not self.dead:
                 self._close(answer)
