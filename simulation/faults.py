@@ -45,11 +45,14 @@ async def drain(world: World) -> None:
     gateway = world.pick()
     if gateway is None:
         return
-    holder = gateway.leases.holder
+
+    if world.rng.random() < 0.5:
+        gateway.ask(world.request())
+        await asyncio.sleep(0)
 
     async def restart() -> None:
         if await gateway.drain():
-            world.closed.append(holder)
+            world.closed.append(gateway.leases.holder)
         world.start(gateway.machine, gateway.disk.image())
 
     world.background(restart())

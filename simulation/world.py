@@ -92,13 +92,13 @@ class World:
 
     async def run(self) -> None:
         """Raises `Violation`."""
-        slack_s = (SLIDING.step_s / 2 - 0.5) if self.sliding else 5.0
+        slack_s = SLIDING.step_s / 2 if self.sliding else 5.0
         for number in range(self.rng.randint(1, 3)):
             machine = Machine(f"host{number}", wall_offset_s=self.rng.uniform(-slack_s, slack_s))
             self.start(machine, self.new_disk(machine))
         await asyncio.sleep(1)
-        events = [(self.rng.uniform(0, SCHEDULE_S), self._some_request()) for _ in range(ANSWERS)]
-        for _ in range(self.rng.choice((0, 1, 1, 2, 3, 4))):
+        events = list(self._traffic())
+        for _ in range(self.rng.choice((0, 1, 1, 1, 2, 3, 4))):
             name = self.rng.choices([*FAULTS], weights=[fault.weight for fault in FAULTS.values()])[0]
             events.append((self.rng.uniform(0, SCHEDULE_S), self._fault(name)))
         began_s = asyncio.get_running_loop().time()
@@ -193,25 +193,37 @@ class World:
             limits["tenant:a", self.rng.choice((FIXED, SLIDING, LIFETIME))] = scale // 2
         return limits
 
-    def _some_request(self) -> Callable[[], Awaitable[None]]:
+    def request(self) -> Request:
+        """What some client asks for."""
         rng = self.rng
-        pieces = tuple((rng.choice((0.0, 0.05, 0.5, 4.0)), rng.randint(50, 3000)) for _ in range(rng.randint(1, 6)))
-        request = Request(
+        return Request(
             tenant=rng.choice("ab"),
-            pieces=pieces,
+            pieces=tuple((rng.choice((0.0, 0.05, 0.5, 4.0)), rng.randint(50, 3000)) for _ in range(rng.randint(1, 6))),
             whole_bits=rng.choice((0, 0, 12_000)),
             refund=rng.choice(self.refunds),
             settle_s=rng.choice((0.0, 0.2, 20.0)),
             patience_s=rng.choice((0.015, 0.05, 30.0, 30.0)),
         )
 
+    def _some_request(self, *, times: int) -> Callable[[], Awaitable[None]]:
+        request = self.request()
+
         async def ask() -> None:
             gateway = self.pick()
-            if gateway is not None:
-                for _ in range(rng.choice((1, 1, 1, 5))):
-                    gateway.ask(request)
+            for _ in range(times if gateway is not None else 0):
+                gateway.ask(request)
 
         return ask
+
+    def _traffic(self) -> Iterator[tuple[float, Callable[[], Awaitable[None]]]]:
+        """Here and there; and where a window slides, much at once, twice, about its length apart."""
+        for _ in range(ANSWERS):
+            yield self.rng.uniform(0, SCHEDULE_S), self._some_request(times=self.rng.choice((1, 1, 1, 5)))
+        if self.sliding and SLIDING.duration_s is not None:
+            first_s = self.rng.uniform(0, SCHEDULE_S - SLIDING.duration_s - 2)
+            for at_s in (first_s, first_s + SLIDING.duration_s):
+                for _ in range(10):
+                    yield at_s + self.rng.uniform(0, 2), self._some_request(times=3)
 
     def _fault(self, name: str) -> Callable[[], Awaitable[None]]:
         async def happen() -> None:
@@ -241,12 +253,11 @@ class World:
         self.inspect()
         for gateway in self.gateways:
             if not gateway.dead:
-                holder = gateway.leases.holder
                 ended = asyncio.ensure_future(gateway.drain())
                 await asyncio.wait([ended], timeout=120)
                 self.model.hold("a drain ends", ended.done(), gateway.process)
                 self.model.hold("a drain is confirmed", ended.result(), gateway.process)
-                self.closed.append(holder)
+                self.closed.append(gateway.leases.holder)
         await asyncio.sleep(1)
         self.inspect()
         self._audit()
