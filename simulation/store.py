@@ -114,12 +114,11 @@ class Wire:
         self._model = model
         self._fences: dict[str, int] = {}  # the highest that were heard
         self._asked: set[str] = set()
-        self._leases: dict[str, Mapping[str, int]] = {}  # their fences, as first answered
         self.cut = False  # the process is dead
 
     def copied(self, other: Wire) -> None:
         """Know what the wire of the process knew that this one was copied from."""
-        self._fences, self._asked, self._leases = dict(other._fences), set(other._asked), dict(other._leases)
+        self._fences, self._asked = dict(other._fences), set(other._asked)
 
     async def register(self, limits: Sequence[AccountLimit]) -> Sequence[str]:
         return await self._ask("register", list(limits))
@@ -130,9 +129,6 @@ class Wire:
         answer = await self._ask("grant", lease=lease, holder=holder, wanted=dict(wanted))
         if isinstance(answer, Granted) and not again:
             self._hear(before, {name: fence - 1 for name, fence in answer.fences.items()})
-        if isinstance(answer, Granted) and self._leases.setdefault(lease, answer.fences) != answer.fences:
-            for name in answer.fences:  # it was granted before, and now is granted anew
-                self._model.hears(self._process, name)
         return answer
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:

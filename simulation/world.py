@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -82,6 +82,7 @@ class World:
         self.store = Store(model=self.model, trace=self.trace)
         self.network = Network(self.store, Random(f"{seed}/network"))  # noqa: S311
         self.limits = self._limits()
+        self.edge = ("model:m", SLIDING) in self.limits and self.rng.random() < 0.3
         self.refunds = self.rng.choice(((0.0,), (0.0, 0.6, 0.9), (0.0, 0.6, 0.9)))
         self.sliding = any(window.sliding for _, window in self.limits)
         self.gateways: list[Gateway] = []
@@ -93,12 +94,15 @@ class World:
     async def run(self) -> None:
         """Raises `Violation`."""
         slack_s = SLIDING.step_s / 2 if self.sliding else 5.0
-        for number in range(self.rng.randint(1, 3)):
-            machine = Machine(f"host{number}", wall_offset_s=self.rng.uniform(-slack_s, slack_s))
+        offsets_s = [self.rng.uniform(-slack_s, slack_s) for _ in range(self.rng.randint(1, 3))]
+        if self.edge:
+            offsets_s = [-slack_s, slack_s]
+        for number, offset_s in enumerate(offsets_s):
+            machine = Machine(f"host{number}", wall_offset_s=offset_s)
             self.start(machine, self.new_disk(machine))
         await asyncio.sleep(1)
-        events = list(self._traffic())
-        for _ in range(self.rng.choice((0, 1, 1, 1, 2, 3, 4))):
+        events = list(self._edge_traffic() if self.edge else self._traffic())
+        for _ in range(0 if self.edge else self.rng.choice((0, 1, 1, 1, 2, 3, 4))):
             name = self.rng.choices([*FAULTS], weights=[fault.weight for fault in FAULTS.values()])[0]
             events.append((self.rng.uniform(0, SCHEDULE_S), self._fault(name)))
         began_s = asyncio.get_running_loop().time()
@@ -216,14 +220,21 @@ class World:
         return ask
 
     def _traffic(self) -> Iterator[tuple[float, Callable[[], Awaitable[None]]]]:
-        """Here and there; and where a window slides, much at once, twice, about its length apart."""
         for _ in range(ANSWERS):
             yield self.rng.uniform(0, SCHEDULE_S), self._some_request(times=self.rng.choice((1, 1, 1, 5)))
-        if self.sliding and SLIDING.duration_s is not None:
-            first_s = self.rng.uniform(0, SCHEDULE_S - SLIDING.duration_s - 2)
-            for at_s in (first_s, first_s + SLIDING.duration_s):
-                for _ in range(10):
-                    yield at_s + self.rng.uniform(0, 2), self._some_request(times=3)
+
+    def _edge_traffic(self) -> Iterator[tuple[float, Callable[[], Awaitable[None]]]]:
+        """Everything at once, where the clock is late; and again just before a window has passed, where it is early."""
+        first_s = self.rng.uniform(0, 40)
+        times_s = [first_s, *(first_s + 46 + self.rng.uniform(0, 4) for _ in range(8))]
+        for at_s in times_s:
+            request = replace(self.request(), pieces=((0.0, 3000),) * 6, whole_bits=0, patience_s=30.0, refund=0.0)
+
+            async def ask(late: bool = at_s > first_s, request: Request = request) -> None:
+                for _ in range(8):
+                    self.gateways[late].ask(request)
+
+            yield at_s, ask
 
     def _fault(self, name: str) -> Callable[[], Awaitable[None]]:
         async def happen() -> None:
