@@ -48,7 +48,9 @@ class Refills:
         except LedgerUnavailable as fault:
             self._metrics.ledger_errors.inc()
             self._log("ledger unavailable", error=str(fault))
-            if renewing:  # there is nothing that even its ending could be charged to, so it asks again: not at every tick
+            if (
+                renewing
+            ):  # there is nothing that even its ending could be charged to, so it asks again: not at every tick
                 await self._clock.sleep_until(self._clock.monotonic_s() + RENEWAL_PAUSE_S)
             session.budget = Budget.SPENT
         self._enlist(session)

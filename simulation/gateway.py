@@ -238,9 +238,7 @@ class Gateway:
         network.store.disks[self.leases.holder].append(disk)
 
     def _made_leases(self) -> Leases:
-        return Leases(
-            ledger=self._fenced, clock=self.machine, record=self.record, flush=self.tick.flush, log=self.log
-        )
+        return Leases(ledger=self._fenced, clock=self.machine, record=self.record, flush=self.tick.flush, log=self.log)
 
     # Its life.
 
@@ -359,16 +357,16 @@ class Gateway:
             id(self): copy,
             id(self.machine): machine,
             id(self.tick): copy.tick,
-            id(self._wire): copy._wire,  # noqa: SLF001
+            id(self._wire): copy._wire,
             id(loop): loop,
         }
         memo |= dict.fromkeys(map(id, self._store_tasks()))
         holds = {name: answer.hold for name, answer in self.open.items()}
         fenced, leases, holds = deepcopy((self._fenced, self.leases, holds), memo)
-        copy._copied_from = self.leases.holder  # noqa: SLF001
-        copy._fenced, copy.leases = fenced, leases  # noqa: SLF001
-        copy._refills._leases = leases  # noqa: SLF001
-        copy._wire.copied(self._wire)  # noqa: SLF001
+        copy._copied_from = self.leases.holder
+        copy._fenced, copy.leases = fenced, leases
+        copy._refills._leases = leases
+        copy._wire.copied(self._wire)
         copy.open = {name: answer.copied(copy, holds[name]) for name, answer in self.open.items()}
         return copy
 
@@ -399,9 +397,9 @@ class Gateway:
 
     def _busy(self) -> bool:
         return (
-            self.leases._refilling.locked()  # noqa: SLF001
+            self.leases._refilling.locked()
             or not all(task.done() for task in self._store_tasks())
-            or bool(self.tick._entries)  # noqa: SLF001
+            or bool(self.tick._entries)
             or self.disk.busy
             or any(answer.undelivered_bits for answer in self.open.values())
         )
@@ -452,9 +450,7 @@ class Gateway:
         )
         await self._carry(answer, request.pieces, request.refund, request.settle_s)
 
-    async def _carry(
-        self, answer: Answer, pieces: Sequence[tuple[float, int]], refund: float, settle_s: float
-    ) -> None:
+    async def _carry(self, answer: Answer, pieces: Sequence[tuple[float, int]], refund: float, settle_s: float) -> None:
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
                 for number, (gap_s, bits) in enumerate(pieces, 1):
@@ -512,7 +508,7 @@ class Gateway:
         """Hold what is in the purse against what the model knows."""
         if self.dead or not self.serving or not self.awake:
             return
-        for stock in self.leases._stocks.values():  # noqa: SLF001
+        for stock in self.leases._stocks.values():
             purse, name = self.leases.purse, stock.account.id
             self.model.purse(
                 self.leases.holder,
@@ -522,9 +518,7 @@ class Gateway:
             )
 
     def accounts_now(self) -> list[Account]:
-        found = {
-            account.id: account for tenant in "ab" for account in self._accounts(tenant, self.machine.wall_s())
-        }
+        found = {account.id: account for tenant in "ab" for account in self._accounts(tenant, self.machine.wall_s())}
         return list(found.values())
 
     def log(self, message: str, **fields: Any) -> None:
@@ -576,4 +570,3 @@ class Gateway:
 
     def _now_ms(self) -> int:
         return int(self.machine.wall_s() * 1000)
-

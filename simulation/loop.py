@@ -28,7 +28,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s += timeout_s
         return []
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    def run_in_executor(  # type: ignore[override]  # typeshed writes it with type variable tuples
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
         """A thread whose work is over at once."""
         done: asyncio.Future[T] = self.create_future()
         done.set_result(func(*args))

@@ -110,7 +110,7 @@ class Disk:
         after = self.image()
         self.broken = True
         torn = [entry for entries in self._under_way for entry in entries]
-        after._write(torn[: self._rng.randint(0, len(torn))])  # noqa: SLF001
+        after._write(torn[: self._rng.randint(0, len(torn))])
         return after
 
     def all(self) -> list[Leaf]:
@@ -124,7 +124,7 @@ class Disk:
     def image_for(self, machine: Machine) -> Disk:
         """The same, in a copied machine."""
         copy = Disk(machine, self._rng)
-        copy._written = list(self._written)  # noqa: SLF001
+        copy._written = list(self._written)
         copy.granted, copy.returned = set(self.granted), dict(self.returned)
         return copy
 

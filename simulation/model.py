@@ -30,7 +30,9 @@ class Books:
     limits: dict[str, int] = field(default_factory=dict)  # of accounts and series, as last set
     thawed: Counter[str] = field(default_factory=Counter)  # what operators debited for what was forgotten
     frozen: set[str] = field(default_factory=set)
-    net: Counter[tuple[str, str]] = field(default_factory=Counter)  # by holder and account: granted, less what came back
+    net: Counter[tuple[str, str]] = field(
+        default_factory=Counter
+    )  # by holder and account: granted, less what came back
 
 
 class Model:
@@ -44,7 +46,9 @@ class Model:
         self.refunded: Counter[tuple[str, str]] = Counter()  # by holder and account
         self.forgotten: Counter[tuple[str, str]] = Counter()  # by holder and account: grants that the store lost
         self.departures: dict[str, list[list[float]]] = defaultdict(list)  # by series: when, how many bits
-        self.crashed: dict[str, tuple[Counter[str], Collection[str]]] = {}  # holders: what recovery cannot prove, leases on record
+        self.crashed: dict[
+            str, tuple[Counter[str], Collection[str]]
+        ] = {}  # holders: what recovery cannot prove, leases on record
         self.recovered: set[str] = set()  # holders
         self.told: set[tuple[str, str]] = set()  # process and account: it has heard what shows that the store forgot
         self.checks: Counter[str] = Counter()
@@ -138,7 +142,9 @@ class Model:
         self.hold("no purse is negative", balance_bits >= 0 and reserved_bits >= 0, account.id)
         key = holder, account.id
         covered_bits = self.books.net[key] + self.forgotten[key]
-        self.hold("left + in hand <= debited", self.left[key] + balance_bits + reserved_bits <= covered_bits, account.id)
+        self.hold(
+            "left + in hand <= debited", self.left[key] + balance_bits + reserved_bits <= covered_bits, account.id
+        )
 
     # What is true at the end.
 

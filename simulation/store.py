@@ -29,7 +29,9 @@ class Store:
         self._trace = trace
         self._forgot = False  # ever
         self.away = False
-        self.disks: dict[str, list[Disk]] = defaultdict(list)  # by holder: on one of them its closes must be on the record
+        self.disks: dict[str, list[Disk]] = defaultdict(
+            list
+        )  # by holder: on one of them its closes must be on the record
 
     def apply(self, name: str, *args: Any, **fields: Any) -> Any:
         """What `Ledger.<name>` returns or raises."""

@@ -1,4 +1,4 @@
-"""One schedule: a seed becomes accounts, gateways, traffic and faults; all of it happens, and then everything ends in order."""
+"""One schedule: a seed becomes accounts, gateways, traffic and faults; all of it happens, then everything ends in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -50,10 +50,8 @@ def simulate(seed: int, *, traced: bool = False) -> Outcome:
 async def _simulate(seed: int, *, traced: bool) -> Outcome:
     world = World(seed, traced=traced)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: world.unhandled(context))
-    try:
+    with suppress(Violation):
         await world.run()
-    except Violation:
-        pass
     violation = world.model.violation
     if violation is not None:
         world.trace("VIOLATION", violation)
@@ -72,7 +70,7 @@ class World:
     """Everything there is in one schedule. Faults are functions on it."""
 
     def __init__(self, seed: int, *, traced: bool) -> None:
-        self.rng = Random(f"{seed}/world")  # noqa: S311  this must be repeatable, and is no secret
+        self.rng = Random(f"{seed}/world")
         self.steps = 0
         self.faults: Counter[str] = Counter()
         self.lines: list[str] = []
@@ -80,7 +78,7 @@ class World:
         self._traced = traced
         self.model = Model()
         self.store = Store(model=self.model, trace=self.trace)
-        self.network = Network(self.store, Random(f"{seed}/network"))  # noqa: S311
+        self.network = Network(self.store, Random(f"{seed}/network"))
         self.limits = self._limits()
         self.edge = ("model:m", SLIDING) in self.limits and self.rng.random() < 0.3
         self.refunds = self.rng.choice(((0.0,), (0.0, 0.6, 0.9), (0.0, 0.6, 0.9)))
@@ -137,7 +135,7 @@ class World:
     # What faults act on.
 
     def new_disk(self, machine: Machine) -> Disk:
-        return Disk(machine, Random(f"{self.rng.random()}/{machine.name}"))  # noqa: S311
+        return Disk(machine, Random(f"{self.rng.random()}/{machine.name}"))
 
     def start(self, machine: Machine, disk: Disk) -> Gateway:
         gateway = self.gateway(machine, disk)
@@ -214,8 +212,9 @@ class World:
 
         async def ask() -> None:
             gateway = self.pick()
-            for _ in range(times if gateway is not None else 0):
-                gateway.ask(request)
+            if gateway is not None:
+                for _ in range(times):
+                    gateway.ask(request)
 
         return ask
 
@@ -312,11 +311,9 @@ def _account(owner: str, window: Window, limit_bits: int, now_s: float) -> Accou
 @contextmanager
 def _counted_tokens(seed: int) -> Iterator[None]:
     """Ids that holders make themselves are the only randomness in the code under simulation."""
-    rng, real = Random(f"{seed}/tokens"), secrets.token_hex  # noqa: S311
+    rng, real = Random(f"{seed}/tokens"), secrets.token_hex
     secrets.token_hex = lambda nbytes=16: f"{rng.getrandbits(8 * (nbytes or 16)):0{2 * (nbytes or 16)}x}"[:12]
     try:
         yield
     finally:
         secrets.token_hex = real
-
-

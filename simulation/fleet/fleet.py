@@ -55,7 +55,7 @@ class Report:
 
 
 class Store:
-    """The ledger, some way off."""
+    """The ledger, some way off; of its port, what leases ask."""
 
     def __init__(self, ledger: MemoryLedger, fleet: Fleet) -> None:
         self._ledger = ledger
@@ -87,7 +87,7 @@ class Fleet:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.rng = Random(plan.seed)  # noqa: S311  repeatable, and no secret
+        self.rng = Random(plan.seed)
         self.loop = asyncio.get_running_loop()
         self.clock = Machine("fleet")
         self.limit_bits = int(plan.gateways * REQUESTS_PER_S * CHARGE_BITS * DAY_S)
@@ -161,7 +161,7 @@ class Fleet:
             pass
 
         return Leases(
-            ledger=Store(self.ledger, self),  # type: ignore[arg-type]  what leases ask of it
+            ledger=Store(self.ledger, self),  # type: ignore[arg-type]
             clock=self.clock,
             record=lambda leaf: None,
             flush=flush,

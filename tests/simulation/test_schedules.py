@@ -18,7 +18,11 @@ def test_nothing_is_violated_by_any_schedule(first):
 def test_a_seed_replays_to_the_letter_in_every_process():
     digests = {
         subprocess.run(
-            [sys.executable, "-c", "from simulation.world import simulate; print([simulate(n).digest for n in range(5)])"],
+            [
+                sys.executable,
+                "-c",
+                "from simulation.world import simulate; print([simulate(n).digest for n in range(5)])",
+            ],
             env={"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
