@@ -227,6 +227,12 @@ class Leases:
             if self._awaits(lease):
                 self._unanswered = None
             raise
+        except KeyError as unknown:  # the store has lost the account itself; it is told of it again
+            if self._awaits(lease):
+                self._unanswered = None
+            for name in asked:
+                self._registered.pop(name, None)
+            raise LedgerUnavailable(str(unknown)) from unknown
         if not self._awaits(lease):
             return None  # whoever asked for it as well has taken it; or it was forfeited meanwhile, and nobody uses it
         self._unanswered = None

@@ -154,8 +154,10 @@ class Wire:
     async def thaw(self, account: str, *, lost_bits: int) -> bool:
         raise NotImplementedError("an operator's act")
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
-        return await self._ask("leases", after=after, count_max=count_max)
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
+        return await self._ask("leases", holder=holder, after=after, count_max=count_max)
 
     async def close(self) -> None:
         pass

@@ -1,10 +1,14 @@
 """What every ledger promises, whichever store is behind it."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.host.channel import open_channel
+from gateway.host.remote import FAULTS, RemoteLedger, answers
 from gateway.ledger.fenced import FencedLedger
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.postgres import PostgresLedger
@@ -16,27 +20,37 @@ BIG = 2**62
 STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
-def memory(_request):
-    return MemoryLedger(clock=SystemClock())
-
-
-def sqlite(request):
-    return SqliteLedger(request.getfixturevalue("tmp_path") / "ledger.db")
-
-
-def postgresql(request):
-    return PostgresLedger(request.getfixturevalue("databases").new(), log=print)
-
-
-def fenced(request):
-    return FencedLedger(memory(request), fences={}, on_frozen=pytest.fail)
-
-
-@pytest.fixture(params=[memory, sqlite, postgresql, fenced], ids=lambda make: make.__name__)
-async def ledger(request):
-    made = request.param(request)
-    yield made
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "fenced", "remote"])
+async def ledger(request, tmp_path):
+    made = MemoryLedger(clock=SystemClock())
+    if request.param == "sqlite":
+        made = SqliteLedger(tmp_path / "ledger.db")
+    elif request.param == "postgresql":
+        made = PostgresLedger(request.getfixturevalue("databases").new(), log=print)
+    elif request.param == "fenced":
+        made = FencedLedger(made, fences={}, on_frozen=pytest.fail)
+    if request.param == "remote":
+        async with over_channel(made) as remote:
+            yield remote
+    else:
+        yield made
     await made.close()
+
+
+@contextlib.asynccontextmanager
+async def over_channel(kept):
+    """As a worker has the ledger of its keeper."""
+
+    def bug(fault):
+        raise fault
+
+    table = answers(ledger=kept, audit=None, holds=lambda holder: None)
+    ours, theirs = socket.socketpair()
+    keeper = await open_channel(ours, answers=table, faults=FAULTS, bug=bug)
+    worker = await open_channel(theirs, answers={}, faults=FAULTS, bug=bug)
+    yield RemoteLedger(worker)
+    worker.close()
+    await keeper.lost()
 
 
 async def register(ledger, **limits):
@@ -410,3 +424,13 @@ async def test_a_cancelled_wait_leaves_the_grant_whole_or_not_made(ledger):
     for number in range(20):
         assert isinstance(await grant(ledger, lease=f"l{number}", a=10, b=10), Granted)
     assert await debited(ledger) == {"a": 200, "b": 200}
+
+
+async def test_the_leases_of_one_holder_are_listed_page_by_page(ledger):
+    await register(ledger, a=100)
+    for number in range(6):
+        await grant(ledger, lease=f"l{number}", holder="even" if number % 2 == 0 else "odd", a=1)
+    assert [lease.lease for lease in await ledger.leases(holder="odd")] == ["l1", "l3", "l5"]
+    assert [lease.lease for lease in await ledger.leases(holder="even", count_max=2)] == ["l0", "l2"]
+    assert [lease.lease for lease in await ledger.leases(holder="even", after="l2", count_max=2)] == ["l4"]
+    assert list(await ledger.leases(holder="nobody")) == []
