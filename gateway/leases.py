@@ -144,8 +144,7 @@ class Leases:
                 self._close_used_up(stock)
                 self._give_back(stock, self._excess_bits(stock))
             for name in [name for name, stock in self._stocks.items() if not self._matters(stock)]:
-                del self._stocks[name]
-                self._registered.pop(name, None)
+                del self._stocks[name], self._registered[name]
         await self._confirm()
 
     async def close(self) -> None:
@@ -173,10 +172,10 @@ class Leases:
         sent_s = self._clock.monotonic_s()
         self._holders = await self._ledger.beat(self.holder)
         states = {state.account: state for state in await self._ledger.states(list(self._stocks))}
-        for name, stock in self._stocks.items():
+        for stock in self._stocks.values():
             state = states.get(stock.account.counted_in)
-            if state is not None and name in states:
-                stock.remaining_bits = max(state.limit_bits - state.debited_bits, 0)
+            if state is not None:
+                stock.remaining_bits = state.limit_bits - state.debited_bits
         self._heard(sent_s)
 
     def _heard(self, sent_s: float) -> None:

@@ -104,14 +104,16 @@ class Purse:
         hold = Hold(self, accounts)
         return hold if hold.extend(bits) else None
 
-    def move(self, account_id: str, *, reserved: int) -> bool:
-        """Move bits between balance and reserved (negative: back). False if the balance is too small."""
-        balance = self.balance_bits(account_id) - reserved
-        if balance < 0:
-            return False
-        self._balance_bits[account_id] = balance
-        self._reserved_bits[account_id] = self.reserved_bits(account_id) + reserved
-        return True
+    def move(self, account_id: str, *, reserved: int) -> None:
+        """Move bits between balance and reserved (negative: back). They must be there."""
+        balance_bits, reserved_bits = (
+            self.balance_bits(account_id) - reserved,
+            self.reserved_bits(account_id) + reserved,
+        )
+        assert balance_bits >= 0
+        assert reserved_bits >= 0
+        self._balance_bits[account_id] = balance_bits
+        self._reserved_bits[account_id] = reserved_bits
 
     def spend(self, account_id: str, bits: int) -> None:
         """Reserved bits leave for good."""
