@@ -25,8 +25,6 @@ from gateway.edge.scorer import HttpScorer
 from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
 from gateway.leases import Leases
-from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.sqlite import SqliteLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
@@ -38,11 +36,11 @@ from gateway.serving import serving
 from gateway.session import Session
 from gateway.settle import Settler
 from gateway.status import Status
+from gateway.stores import open_ledger
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
 from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
 from policy.rules import Address, Policy, TcpAddress
-from policy.rules import MemoryLedger as MemoryLedgerRules
 
 LISTEN_BACKLOG = 1024
 HOUSEKEEPING_S = 10.0  # refusals are summarised: a flood of them must not flood the log
@@ -70,7 +68,7 @@ class Gateway:
         self.clock = clock or SystemClock()
         meters = _meters(policy)
         self.codes = _codes_digest(policy, meters)
-        self.ledger = ledger or _ledger(policy, codes=self.codes, clock=self.clock)
+        self.ledger = ledger or open_ledger(policy, codes=self.codes, clock=self.clock)
         self._audit: AuditLog = audit or SegmentLog(Path(policy.audit.directory))
         self.tick = Tick(
             clock=self.clock,
@@ -394,12 +392,6 @@ async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock) -> None:
         log.problem(
             "this audit log is older than what the ledger heard from its holder; nothing is returned", holder=holder
         )
-
-
-def _ledger(policy: Policy, *, codes: str, clock: Clock) -> Ledger:
-    if isinstance(policy.ledger, MemoryLedgerRules):
-        return MemoryLedger(clock=clock)
-    return SqliteLedger(Path(policy.ledger.path), codes=codes)
 
 
 def _meters(policy: Policy) -> Sequence[Meter]:

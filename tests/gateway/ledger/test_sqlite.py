@@ -12,8 +12,11 @@ import apsw
 import pytest
 
 from gateway.ledger import sqlite
-from gateway.ledger.sqlite import SCHEMA_VERSION, SqliteLedger
-from gateway.ports import AccountLimit, AccountState, Granted, LedgerUnavailable, Wanted
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite_schema import SCHEMA_VERSION
+from gateway.ports import AccountFrozen, AccountLimit, AccountState, Granted, LedgerUnavailable, OverLimit, Wanted
+from policy.budget import Step
+from policy.limits import HOLDER_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,8 +41,9 @@ async def test_accounts_and_leases_survive_reopening(path):
     await grant(ledger, "l2", 2)
     await ledger.close()
     ledger = SqliteLedger(path)
-    assert await ledger.states() == [AccountState(account="a", limit_bits=10**9, debited_bits=42)]
-    assert await grant(ledger, "l1") == first
+    assert await ledger.states() == [AccountState(account="a", limit_bits=10**9, debited_bits=42, fence=2)]
+    again = await grant(ledger, "l1")
+    assert (again.bits, again.fences) == (first.bits, first.fences)
     assert await ledger.close_lease(lease="l1", holder="h", returned={"a": 30})
     await ledger.close()
     ledger = SqliteLedger(path)
@@ -139,33 +143,6 @@ async def test_the_file_is_flushed_at_every_commit_and_read_by_others_meanwhile(
     await ledger.close()
 
 
-class Failing:
-    """Stands where the database stood: its transactions fail."""
-
-    def __enter__(self):
-        raise apsw.IOError("disk I/O error")
-
-    def __exit__(self, *fault):
-        return False
-
-    def close(self):
-        pass
-
-
-async def test_after_a_failed_commit_the_ledger_answers_nobody(path):
-    ledger = SqliteLedger(path)
-    await register(ledger)
-    database, ledger._db = ledger._db, Failing()
-    with pytest.raises(LedgerUnavailable, match="disk I/O"):
-        await grant(ledger, "l1")
-    ledger._db = database
-    with pytest.raises(LedgerUnavailable, match="failed before"):
-        await grant(ledger, "l2")
-    with pytest.raises(LedgerUnavailable):
-        await ledger.states()
-    await ledger.close()
-
-
 async def test_a_number_that_no_column_holds_is_refused_and_stops_nobody_else(path):
     """The writer thread is one for all: what it cannot do must come back as an answer and must not end it."""
     ledger = SqliteLedger(path)
@@ -183,7 +160,7 @@ async def test_what_waits_is_committed_together(path, monkeypatch):
     await register(ledger)
     batches = []
     commit = ledger._commit
-    monkeypatch.setattr(ledger, "_commit", lambda batch: (batches.append(len(batch)), commit(batch)))
+    monkeypatch.setattr(ledger, "_commit", lambda batch: (batches.append(len(batch)), commit(batch))[1])
     await asyncio.gather(*(grant(ledger, f"l{number}") for number in range(100)))
     assert sum(batches) == 100
     assert len(batches) < 50
@@ -209,25 +186,157 @@ async def test_every_lease_names_the_code_set_that_its_bits_are_counted_under(tm
     assert apsw.Connection(str(tmp_path / "ledger.db")).execute("SELECT codes FROM lease").get == "c0de"
 
 
-async def test_a_ledger_of_the_first_schema_is_taken_over_with_its_usage(tmp_path):
-    # Arrange: the schema as it was, with something spent.
-    path = str(tmp_path / "ledger.db")
-    old = apsw.Connection(path)
-    old.execute(
-        sqlite._SCHEMA.replace(
-            "    codes      TEXT NOT NULL,  -- digest of the code set that its bits are counted under\n", ""
-        )
-    )
-    old.execute("INSERT INTO account VALUES ('a', 100, 60, 3)")
-    old.execute("INSERT INTO lease (id, holder, fence) VALUES ('l', 'h', 3)")
-    old.pragma("user_version", 1)
+async def test_a_bug_in_an_operation_is_an_answer_and_the_end_of_grants(path):
+    """The writer thread must not die of it: who waits for an answer would wait forever."""
+    ledger = SqliteLedger(path)
+    await register(ledger)
+    with pytest.raises(LedgerUnavailable):
+        async with asyncio.timeout(2):
+            await ledger.grant(lease="l1", holder="h", wanted={"a": None})
+    with pytest.raises(LedgerUnavailable, match="failed before"):
+        await grant(ledger, "l2")
+    await ledger.close()
+
+
+async def test_holders_and_what_they_hold_survive_reopening(path):
+    ledger = SqliteLedger(path)
+    await ledger.beat("one")
+    await register(ledger)
+    await ledger.freeze({"a": 7})
+    await ledger.close()
+    ledger = SqliteLedger(path)
+    assert await ledger.idle_s("one") < 10
+    assert await ledger.beat("two") == 2
+    with pytest.raises(AccountFrozen):
+        await grant(ledger, "l1")
+    await ledger.close()
+
+
+async def test_a_holder_that_has_been_silent_for_long_is_not_counted(path):
+    ledger = SqliteLedger(path)
+    await ledger.beat("one")
+    ledger._db.execute("UPDATE holder SET seen_at_s = seen_at_s - ?", (HOLDER_S,))
+    assert await ledger.beat("two") == 1
+    assert HOLDER_S <= await ledger.idle_s("one") < HOLDER_S + 10
+    await ledger.close()
+
+
+async def test_every_change_of_a_limit_is_kept_and_cannot_be_changed(path):
+    ledger = SqliteLedger(path)
+    for limit_bits in (100, 100, 50, 70):
+        await register(ledger, limit_bits)
+    await ledger.close()
+    database = apsw.Connection(str(path))
+    assert list(database.execute("SELECT account, from_bits, to_bits FROM limit_change")) == [
+        ("a", 100, 50),
+        ("a", 50, 70),
+    ]
+    for statement in ("DELETE FROM limit_change", "UPDATE limit_change SET to_bits = 0"):
+        with pytest.raises(apsw.ConstraintError, match="only appended"):
+            database.execute(statement)
+    database.close()
+
+
+async def test_the_file_itself_refuses_more_than_the_limit(path):
+    ledger = SqliteLedger(path)
+    await register(ledger, 100)
+    await ledger.close()
+    database = apsw.Connection(str(path))
+    for statement in ("UPDATE account SET debited_bits = 101", "UPDATE account SET debited_bits = -1"):
+        with pytest.raises(apsw.ConstraintError):
+            database.execute(statement)
+    database.close()
+
+
+async def test_a_lowered_limit_of_a_sliding_window_follows_its_steps_down(path):
+    ledger = SqliteLedger(path)
+
+    async def slide(number, limit_bits, least_bits, most_bits):
+        step = Step(series="s", number=number, steps=3)
+        await ledger.register([AccountLimit(account=f"s{number}", limit_bits=limit_bits, step=step)])
+        wanted = {f"s{number}": Wanted(least_bits=least_bits, most_bits=most_bits)}
+        return await ledger.grant(lease=f"l{number}", holder="h", wanted=wanted)
+
+    await slide(1, 40, 35, 35)
+    await slide(2, 40, 5, 5)
+    assert await slide(3, 10, 1, 1) == OverLimit(account="s3", remaining_bits=0)
+    assert (await slide(4, 10, 1, 100)).bits == {"s4": 5}
+    await ledger.close()
+
+
+async def test_two_steps_of_one_series_in_one_grant_are_held_against_one_limit(path):
+    ledger = SqliteLedger(path)
+    for number in (1, 2):
+        step = Step(series="s", number=number, steps=3)
+        await ledger.register([AccountLimit(account=f"s{number}", limit_bits=100, step=step)])
+    both = {"s1": Wanted(least_bits=1, most_bits=80), "s2": Wanted(least_bits=1, most_bits=80)}
+    assert (await ledger.grant(lease="l", holder="h", wanted=both)).bits == {"s1": 80, "s2": 20}
+    await ledger.close()
+
+
+# The tables as versions 1 and 2 made them.
+VERSION_1 = """
+CREATE TABLE account (
+    id           TEXT PRIMARY KEY,
+    limit_bits   INTEGER NOT NULL CHECK (limit_bits >= 0),
+    debited_bits INTEGER NOT NULL DEFAULT 0 CHECK (debited_bits BETWEEN 0 AND limit_bits),
+    fence        INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE TABLE lease (
+    id         TEXT PRIMARY KEY,
+    holder     TEXT NOT NULL,
+    fence      INTEGER NOT NULL,
+    granted_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
+    closed_at  TEXT
+) STRICT;
+CREATE TABLE lease_amount (
+    lease         TEXT NOT NULL REFERENCES lease (id),
+    account       TEXT NOT NULL REFERENCES account (id),
+    bits          INTEGER NOT NULL CHECK (bits >= 0),
+    returned_bits INTEGER NOT NULL DEFAULT 0 CHECK (returned_bits BETWEEN 0 AND bits),
+    PRIMARY KEY (lease, account)
+) STRICT, WITHOUT ROWID;
+"""
+VERSION_2 = VERSION_1.replace("holder     TEXT NOT NULL,", "holder     TEXT NOT NULL,\n    codes      TEXT NOT NULL,")
+
+
+@pytest.mark.parametrize(("version", "tables", "codes"), [(1, VERSION_1, ""), (2, VERSION_2, "c0de")])
+async def test_a_ledger_of_an_earlier_version_is_taken_over_with_its_usage_and_its_leases(path, version, tables, codes):
+    # Arrange
+    path.parent.mkdir()
+    old = apsw.Connection(str(path))
+    old.pragma("journal_mode", "wal")
+    old.pragma("foreign_keys", True)
+    old.execute(tables)
+    old.execute("INSERT INTO account VALUES ('a', 100, 45, 3), ('b', 50, 10, 1)")
+    for lease, fence, closed_at in (("closed", 2, "then"), ("open", 3, None)):
+        row = {"id": lease, "holder": "h", "fence": fence, "closed_at": closed_at} | ({"codes": codes} if codes else {})
+        old.execute(f"INSERT INTO lease ({', '.join(row)}) VALUES ({', '.join('?' for _ in row)})", tuple(row.values()))
+    old.execute("INSERT INTO lease_amount VALUES ('closed', 'a', 30, 25), ('open', 'a', 40, 0), ('open', 'b', 10, 0)")
+    old.pragma("user_version", version)
     old.close()
 
     # Act
-    ledger = SqliteLedger(tmp_path / "ledger.db", codes="c0de")
+    await SqliteLedger(path).close()
+    ledger = SqliteLedger(path)
 
     # Assert
-    assert [(state.account, state.debited_bits) for state in await ledger.states()] == [("a", 60)]
-    granted = await ledger.grant(lease="m", holder="h", wanted={"a": Wanted(least_bits=1, most_bits=10)})
-    assert granted.bits == {"a": 10}
+    assert await ledger.states() == [
+        AccountState(account="a", limit_bits=100, debited_bits=45, fence=3),
+        AccountState(account="b", limit_bits=50, debited_bits=10, fence=1),
+    ]
+    closed, open_lease = await ledger.leases()
+    assert (closed.bits, closed.returned_bits, closed.codes) == ({"a": 30}, {"a": 25}, codes)
+    assert (open_lease.bits, open_lease.returned_bits) == ({"a": 40, "b": 10}, {})
+    wanted = {name: Wanted(least_bits=1, most_bits=1) for name in ("a", "b")}
+    assert (await ledger.grant(lease="open", holder="h", wanted=wanted)).fences == {"a": 3, "b": 1}
+    assert not await ledger.close_lease(lease="closed", holder="h", returned={"a": 30})
+    assert await ledger.close_lease(lease="open", holder="h", returned={"a": 40})
+    assert (await ledger.grant(lease="new", holder="h", wanted=wanted)).fences == {"a": 4, "b": 2}
     await ledger.close()
+    database = apsw.Connection(str(path))
+    assert database.pragma("foreign_key_check") is None
+    assert {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")} == {
+        "account", "lease", "lease_amount", "holder", "limit_change",
+    }  # fmt: skip
+    database.close()
