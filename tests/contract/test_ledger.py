@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.ledger.fenced import FencedLedger
 from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.postgres import PostgresLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountFrozen, AccountLimit, AccountState, ClockBehind, Granted, OverLimit, Wanted
 from policy.budget import Step
@@ -14,9 +16,25 @@ BIG = 2**62
 STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def ledger(request, tmp_path):
-    made = MemoryLedger(clock=SystemClock()) if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
+def memory(_request):
+    return MemoryLedger(clock=SystemClock())
+
+
+def sqlite(request):
+    return SqliteLedger(request.getfixturevalue("tmp_path") / "ledger.db")
+
+
+def postgresql(request):
+    return PostgresLedger(request.getfixturevalue("databases").new(), log=print)
+
+
+def fenced(request):
+    return FencedLedger(memory(request), fences={}, on_frozen=pytest.fail)
+
+
+@pytest.fixture(params=[memory, sqlite, postgresql, fenced], ids=lambda make: make.__name__)
+async def ledger(request):
+    made = request.param(request)
     yield made
     await made.close()
 
@@ -218,12 +236,25 @@ async def test_what_a_step_gives_back_may_be_spent_again_while_it_counts_and_not
     assert (await state(ledger, "s10")).debited_bits == 0
 
 
+async def test_two_steps_of_one_series_in_one_grant_are_held_against_one_limit(ledger):
+    await register_step(ledger, 1)
+    await register_step(ledger, 2)
+    assert dict((await grant(ledger, s1=(1, 80), s2=(1, 80))).bits) == {"s1": 80, "s2": 20}
+    assert (await state(ledger, "s")).debited_bits == 100
+
+
 async def test_a_clock_that_is_one_step_behind_is_counted_and_one_further_behind_is_refused(ledger):
     await slide(ledger, 10, 1)
     assert isinstance(await slide(ledger, 9, 99), Granted)
     assert isinstance(await slide(ledger, 10, 1, lease="more"), OverLimit)
     with pytest.raises(ClockBehind):
         await slide(ledger, 8, 0)
+
+
+async def test_a_lease_of_a_step_that_is_over_is_still_told(ledger):
+    await slide(ledger, 10, 7, lease="early")
+    await slide(ledger, 20, 1)
+    assert dict((await slide(ledger, 10, 7, lease="early")).bits) == {"s10": 7}
 
 
 async def test_a_series_has_the_limit_of_its_steps(ledger):
@@ -247,6 +278,12 @@ async def test_a_frozen_account_grants_nothing_until_it_is_thawed_with_what_was_
     assert await ledger.thaw("a", lost_bits=30)
     assert dict((await grant(ledger, lease="l2", a=1, b=1)).fences) == {"a": 9, "b": 1}
     assert await debited(ledger) == {"a": 36, "b": 1}
+
+
+async def test_an_account_that_nobody_registered_cannot_be_frozen(ledger):
+    with pytest.raises(KeyError):
+        await ledger.freeze({"unknown": 1})
+    assert await ledger.states() == []
 
 
 async def test_a_thaw_takes_no_more_than_the_limit_and_only_of_an_account_that_is_frozen(ledger):

@@ -264,16 +264,6 @@ async def test_a_lowered_limit_of_a_sliding_window_follows_its_steps_down(path):
     await ledger.close()
 
 
-async def test_two_steps_of_one_series_in_one_grant_are_held_against_one_limit(path):
-    ledger = SqliteLedger(path)
-    for number in (1, 2):
-        step = Step(series="s", number=number, steps=3)
-        await ledger.register([AccountLimit(account=f"s{number}", limit_bits=100, step=step)])
-    both = {"s1": Wanted(least_bits=1, most_bits=80), "s2": Wanted(least_bits=1, most_bits=80)}
-    assert (await ledger.grant(lease="l", holder="h", wanted=both)).bits == {"s1": 80, "s2": 20}
-    await ledger.close()
-
-
 # The tables as versions 1 and 2 made them.
 VERSION_1 = """
 CREATE TABLE account (
