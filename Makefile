@@ -41,8 +41,9 @@ mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, a
 	CI=1 $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the scorer's throughput, and what real answers cost (about ten minutes)
+bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the scorer, and what real answers cost (about a quarter of an hour)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
 	$(BIN)/python -m inference prepare --out $(MODEL)
 	$(BIN)/python -m inference.score.bench --model $(MODEL)
 	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)

@@ -51,7 +51,7 @@ class Outcome:
 
     latencies_s: list[float] = field(default_factory=list)
     first_texts_s: list[float] = field(default_factory=list)  # streams: request sent → first byte of text here
-    sent_s: dict[int, float] = field(default_factory=dict)  # numbered: when each request was sent, by CLOCK_MONOTONIC
+    sent_s: dict[str, float] = field(default_factory=dict)  # numbered: when each request was sent, by CLOCK_MONOTONIC
     errors: int = 0
     first_error: str = ""
     elapsed_s: float = 0.0
@@ -146,7 +146,7 @@ class Worker:
             request = request.replace(NUMBER, b"#%08d" % number)
         sent_s = time.perf_counter()
         if self._plan.numbered:
-            outcome.sent_s[number] = sent_s
+            outcome.sent_s[str(number)] = sent_s
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
                 response = await connection.exchange(request, streaming=self._plan.streaming)

@@ -7,19 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from loadtests.bench.__main__ import complaints, conditions, positive, rotated
 from loadtests.bench.measure import PhaseError, Sample, measure
-from loadtests.bench.peer import REPOSITORY, PeerError, RunningPeer, free_port, module, running
+from loadtests.bench.peer import REPOSITORY, Peer, PeerError, free_port, module, running
 from loadtests.bench.report import NOTHING, Spread, filled, spread_of
 from loadtests.bench.roster import Site, gateway, upstream
-from loadtests.bench.scenario import Scenario, plan_of
+from loadtests.bench.scenario import JSON, JSON_ALONE, plan_of
 from tests.postgres import Databases, binaries
 
 DESCRIPTION = """\
@@ -31,10 +31,8 @@ Measure the ledger in two ways, several rounds of each, one kind after the other
              policies differ in the ledger alone; the first one runs twice, to show what a difference means"""
 
 BEGIN, END = "<!-- ledger:begin -->", "<!-- ledger:end -->"
-JSON_NUMBERED = Scenario(
-    name="json c=16", streaming=False, paced=False, connections=16, share=1.0, warmups=5, numbered=True
-)
-SMALL_BUDGET = "bytes: 20MB"  # a ten-thousandth of it is less than one answer reserves: every request asks the store
+SCENARIOS = tuple(replace(scenario, numbered=True) for scenario in (JSON_ALONE, JSON))
+SMALL_BUDGET = "bytes: 20MB"  # a ten-thousandth of it is less than one answer reserves: nothing is held in stock
 FIRST = "memory"
 
 
@@ -122,9 +120,10 @@ def measured_stores(arguments: argparse.Namespace, directory: Path, databases: D
 
 def measured_gateways(
     arguments: argparse.Namespace, directory: Path, databases: Databases | None
-) -> tuple[list[Sample], dict[str, float]]:
+) -> tuple[list[Sample], dict[tuple[str, str], float]]:
     """Gateways that differ in the ledger alone, side by side, in turn; and how many leases a request took."""
-    site = Site(directory=directory, burst_port=free_port(), paced_port=free_port(), key="bench-ledger")
+    port = free_port()  # one upstream for both: nothing here is paced
+    site = Site(directory=directory, burst_port=port, paced_port=port, key="bench-ledger")
     arrivals = directory / "arrivals"
     peers = [
         gateway(site, name=FIRST, ledger="memory"),
@@ -135,32 +134,34 @@ def measured_gateways(
     if databases is not None:
         peers.insert(3, gateway(site, name="PostgreSQL", ledger=databases.new()))
         peers.append(gateway(site, name="PostgreSQL, small budget", ledger=databases.new(), budget=SMALL_BUDGET))
-    samples = []
+    samples: list[Sample] = []
+    leases: dict[tuple[str, str], float] = {}
     with ExitStack() as stack:
         backend = upstream("upstream", port=site.burst_port, pace_ms=0, arrivals=arrivals)
         stack.enter_context(running(backend, directory=directory))
         started = [stack.enter_context(running(peer, directory=directory)) for peer in peers]
-        for round_number in range(1, arguments.rounds + 1):
-            for peer in rotated(started, round_number):
-                plan = plan_of(JSON_NUMBERED, peer.peer, requests=arguments.requests, seconds=arguments.seconds)
-                samples.append(measure(peer, JSON_NUMBERED, plan, round_number=round_number, arrivals=arrivals))
-        order = {peer.name: position for position, peer in enumerate(peers)}
-        samples.sort(key=lambda sample: (order[sample.peer], sample.round))
-        return samples, {peer.peer.name: leases_a_request(peer, samples) for peer in started}
+        for scenario in SCENARIOS:
+            before = {peer.name: leases_of(peer) for peer in peers}
+            for round_number in range(1, arguments.rounds + 1):
+                for peer in rotated(started, round_number):
+                    plan = plan_of(scenario, peer.peer, requests=arguments.requests, seconds=arguments.seconds)
+                    samples.append(measure(peer, scenario, plan, round_number=round_number, arrivals=arrivals))
+            for peer in peers:
+                mine = [sample for sample in samples if (sample.peer, sample.scenario) == (peer.name, scenario.name)]
+                warmups = scenario.connections * scenario.warmups * len(mine)
+                requests = sum(sample.requests for sample in mine) + warmups
+                leases[peer.name, scenario.name] = (leases_of(peer) - before[peer.name]) / requests
+    return samples, leases
 
 
-def leases_a_request(running_peer: RunningPeer, samples: Sequence[Sample]) -> float:
-    """How many leases a gateway's ledger tells of, by `weir ledger export`, for each request. 0 of one in memory."""
-    peer = running_peer.peer
+def leases_of(peer: Peer) -> int:
+    """How many leases a gateway's ledger knows, by `weir ledger export`; of one in memory nobody can tell."""
     (policy,) = peer.files
     if "ledger: memory" in peer.files[policy]:
-        return 0.0
+        return 0
     command = module("gateway", "ledger", "export", "--policy", str(policy))
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
-    leases = sum("lease" in json.loads(line) for line in done.stdout.splitlines())
-    mine = [sample for sample in samples if sample.peer == peer.name]
-    warmups = JSON_NUMBERED.connections * JSON_NUMBERED.warmups * len(mine)
-    return leases / (sum(sample.requests for sample in mine) + warmups)
+    return sum("lease" in json.loads(line) for line in done.stdout.splitlines())
 
 
 def stores_table(grants: Sequence[Grants]) -> str:
@@ -182,25 +183,25 @@ def stores_table(grants: Sequence[Grants]) -> str:
     return "\n".join(lines)
 
 
-def gateways_table(samples: Sequence[Sample], leases: dict[str, float]) -> str:
-    """A line for every gateway; quotients are taken within a round first."""
+def gateways_table(samples: Sequence[Sample], leases: Mapping[tuple[str, str], float]) -> str:
+    """A line for every load and gateway; quotients are taken within a round first."""
     lines = [
-        f"| ledger | leases / request | CPU µs / JSON | × {FIRST} | admission p50 ms | admission p99 ms | errors |",
-        "| --- | --: | --: | --: | --: | --: | --: |",
+        f"| load | ledger | leases / request | CPU µs / JSON | × {FIRST} | admission p50 ms | admission p99 ms | errors |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: |",
     ]
-    first = {sample.round: sample.cpu_us for sample in samples if sample.peer == FIRST}
-    for name, taken in leases.items():
-        mine = [sample for sample in samples if sample.peer == name]
-        quotients = [s.cpu_us / base for s in mine if s.cpu_us and (base := first.get(s.round))]
+    first = {(sample.scenario, sample.round): sample.cpu_us for sample in samples if sample.peer == FIRST}
+    for (name, scenario), taken in leases.items():
+        mine = [sample for sample in samples if (sample.peer, sample.scenario) == (name, scenario)]
+        quotients = [s.cpu_us / base for s in mine if s.cpu_us and (base := first.get((scenario, s.round)))]
         cells = [
-            f"{taken:.3f}",
+            f"{taken:.3f}" if taken else NOTHING,
             text(spread_of([s.cpu_us for s in mine]), 0),
             NOTHING if name == FIRST else text(spread_of(quotients), 3),
             text(spread_of([s.admission_p50_ms for s in mine]), 2),
             text(spread_of([s.admission_p99_ms for s in mine]), 2),
             str(sum(s.errors for s in mine)),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {scenario} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -89,7 +89,7 @@ models:
     budgets: [{{window: lifetime, {budget}}}]
 tenants:
   bench: {{keys: ["sha256:{key_digest}"], models: [bench, bench-paced], streams_max: 4096}}
-audit: {{directory: {directory}/audit}}
+audit: {{directory: "{directory}/audit"}}
 ledger: {ledger}
 """
 
