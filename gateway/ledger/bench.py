@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
-from gateway import log
 from gateway.ledger.postgres import PostgresLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountLimit, Granted, Ledger, Wanted
@@ -40,7 +39,7 @@ def main() -> int:
 async def run(store: str, *, seconds: float) -> None:
     """Measure every combination, on one connection of a process to its store."""
     path = store.removeprefix("sqlite:")
-    ledger: Ledger = PostgresLedger(store, log=log.problem) if path == store else SqliteLedger(Path(path))
+    ledger: Ledger = PostgresLedger(store, log=_tell) if path == store else SqliteLedger(Path(path))
     names = [f"bench:{secrets.token_hex(4)}:{number}" for number in range(max(ACCOUNTS))]
     await ledger.register([AccountLimit(account=name, limit_bits=LIMIT_BITS) for name in names])
     for holders in HOLDERS:
@@ -66,6 +65,10 @@ async def measure(ledger: Ledger, accounts: list[str], *, holders: int, seconds:
         "p99_ms": taken_s[len(taken_s) * 99 // 100] * 1e3,
         "cpu_us": cpu_s / len(taken_s) * 1e6,  # of this process: all of SQLite's work, of PostgreSQL's only the asking
     }
+
+
+def _tell(message: str, **fields: object) -> None:
+    sys.stderr.write(f"{message}: {fields}\n")
 
 
 async def _hold(ledger: Ledger, accounts: Iterator[str], taken_s: list[float], *, end_s: float) -> None:
