@@ -7,8 +7,9 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from gateway.edge.public import PublicServer
 from gateway.edge.scorer import HttpScorer
 from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
+from gateway.holdings import Holdings, in_purse
 from gateway.leases import Leases
 from gateway.meters.zstd import ZstdMeter
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
 from gateway.record import PolicyLoaded, Refusals, Started, Stopped, Tally
 from gateway.recovery import recover
@@ -40,7 +42,7 @@ from gateway.stores import open_ledger
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
 from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
-from policy.rules import Address, Policy, TcpAddress
+from policy.rules import Address, Policy, UnixAddress
 
 LISTEN_BACKLOG = 1024
 HOUSEKEEPING_S = 10.0  # refusals are summarised: a flood of them must not flood the log
@@ -48,28 +50,30 @@ ID_BYTES = 12  # 96 bits: no two answers of one gateway share an id
 SEED_BYTES = 8  # less one bit, to fit a signed 64-bit field of any engine
 
 
-class Gateway:
-    """One gateway process, from policy to sockets. `run` returns the exit status."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a worker has from its keeper, and a gateway by itself makes of its own."""
 
-    def __init__(
-        self,
-        *,
-        path: Path | None,
-        config: Config,
-        ledger: Ledger | None = None,
-        audit: AuditLog | None = None,
-        clock: Clock | None = None,
-        owns_stores: bool = True,
-    ) -> None:
+    ledger: Ledger
+    audit: AuditLog
+    held: Callable[[], Awaitable[Holdings]]  # by all workers
+    listener: socket.socket  # of the public address, bound
+    serving: Callable[[], Awaitable[None]]  # told when clients can connect
+
+
+class Gateway:
+    """One process that serves, from policy to sockets: a whole gateway, or one worker of a keeper."""
+
+    def __init__(self, *, config: Config, path: Path | None = None, kept: Kept | None = None) -> None:
         self._path = path
-        self._owns_stores = owns_stores  # nobody else writes to this ledger's file and this audit log
+        self._kept = kept
         policy = config.policy
         self.metrics = Metrics()
-        self.clock = clock or SystemClock()
-        meters = _meters(policy)
-        self.codes = _codes_digest(policy, meters)
-        self.ledger = ledger or open_ledger(policy, codes=self.codes, clock=self.clock)
-        self._audit: AuditLog = audit or SegmentLog(Path(policy.audit.directory))
+        self.clock: Clock = SystemClock()
+        meters = meters_of(policy)
+        self.codes = codes_digest(policy, meters)
+        self.ledger = kept.ledger if kept is not None else open_ledger(policy, codes=self.codes, clock=self.clock)
+        self._audit = kept.audit if kept is not None else SegmentLog(Path(policy.audit.directory))
         self.tick = Tick(
             clock=self.clock,
             audit=self._audit,
@@ -112,18 +116,17 @@ class Gateway:
         self._retired: list[Upstream] = []
         self.status = Status(
             serving=lambda: self.serving,
-            leases=self.leases,
+            held=kept.held if kept is not None else self._held,
             ledger=self.ledger,
             clock=self.clock,
             metrics=self.metrics,
-            in_flight=lambda: self.relay.in_flight,
         )
         self.claims = Claims(
             serving=lambda: self.serving,
             ledger=self.ledger,
-            leases=self.leases,
+            held=self._held,
+            registry=self._registry,
             clock=self.clock,
-            metrics=self.metrics,
             codes=self.codes,
         )
         self.public = PublicServer(
@@ -136,22 +139,25 @@ class Gateway:
             started_s=self._started_s,
         )
         self._admin = AdminServer(
-            registry=self.metrics.registry,
+            registry=self._registry,
             status=self.status.snapshot,
             claims=self.claims.document,
-            unready=self._unready,
+            unready=self.unready,
         )
 
-    async def run(self, *, signals: bool = True) -> None:
+    async def run(self) -> None:
         """Serve until stopped, then drain. Raises `AuditFailed` as soon as something cannot be recorded."""
         assert_strict()
-        if signals:
+        if self._kept is None:
             self._handle_signals()
         await self._begin()
         core = asyncio.create_task(self._core())
         core.add_done_callback(lambda _: self._stop.set())
         sites = await self._listen()
-        log.event("serving", port=self.public_port, admin_port=self.admin_port, policy=self.serving.policy.digest)
+        if self._kept is None:
+            log.event("serving", port=self.public_port, admin_port=self.admin_port, policy=self.serving.policy.digest)
+        else:
+            await self._kept.serving()
         await self._stop.wait()
         await self._drain(sites, core)
 
@@ -159,25 +165,41 @@ class Gateway:
         """Begin to drain."""
         self._stop.set()
 
-    async def reload(self) -> str:
+    async def reload(self) -> None:
         """Take the policy file again. Returns what happened, in words; on a mistake the old policy stays in force."""
         assert self._path is not None
         try:
             config = await asyncio.to_thread(load, self._path)
-            fixed = _unchangeable(self.serving.policy, config.policy)
+            fixed = unchangeable(self.serving.policy, config.policy)
             if fixed:
                 raise ConfigError(f"{self._path}: changing {', '.join(fixed)} takes a restart")
-            await self._take(config)
+            raised = await self.take(config)
         except ConfigError as mistakes:
             self.metrics.reloads.labels("refused").inc()
             self.metrics.reload_ok.set(0)
             log.problem("policy reload refused", mistakes=str(mistakes).splitlines())
-            return str(mistakes)
-        return "taken"
+            return
+        self.metrics.reloads.labels("taken").inc()
+        log.event("policy reloaded", policy=config.policy.digest, raised=raised)
+
+    def holdings(self) -> Holdings:
+        """What this process holds of the accounts."""
+        return in_purse(self.leases.purse, answers=self.relay.in_flight)
+
+    async def unready(self) -> str | None:
+        """Why this gateway should not be sent requests; None if it should."""
+        if self.public.draining:
+            return "draining"
+        if not await self.status.ledger_answers():
+            return "the ledger does not answer"
+        for name, upstream in self.relay.upstreams.items():
+            if not await upstream.reachable():
+                return f"the backend of {name} does not answer"
+        return None
 
     async def _begin(self) -> None:
         await self.leases.register(self.serving.accounts.all(now_s=self.clock.wall_s()))
-        if self._owns_stores:
+        if self._kept is None:
             await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock)
         self.metrics.build.info({"version": version("weir"), "policy": self.serving.policy.digest, "codes": self.codes})
         self.tick.record(
@@ -195,7 +217,8 @@ class Gateway:
         self.metrics.reload_ok.set(1)
         self.metrics.reload_at.set(self.clock.wall_s())
 
-    async def _take(self, config: Config) -> None:
+    async def take(self, config: Config) -> Sequence[str]:
+        """From here on this policy is in force. Returns the accounts whose limit was raised."""
         fresh = serving(config.policy, parameters=config.parameters)
         raised = await self.leases.register(fresh.accounts.all(now_s=self.clock.wall_s()))
         await self._connect(config.policy)
@@ -203,10 +226,9 @@ class Gateway:
         self.serving = fresh
         self.tick.record(PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised)))
         self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
-        self.metrics.reloads.labels("taken").inc()
         self.metrics.reload_ok.set(1)
         self.metrics.reload_at.set(self.clock.wall_s())
-        log.event("policy reloaded", policy=config.policy.digest, raised=list(raised))
+        return list(raised)
 
     async def _connect(self, policy: Policy) -> None:
         """One client a model. Clients of models whose address stayed are kept, with their open answers."""
@@ -227,9 +249,14 @@ class Gateway:
 
     async def _listen(self) -> Sequence[web.BaseSite]:
         policy = self.serving.policy
-        public, self.public_port = await _site(self.public.server(), policy.listen)
-        admin, self.admin_port = await _site(self._admin.server(), policy.admin)
-        return public, admin
+        listener = self._kept.listener if self._kept is not None else bound(policy.listen)
+        sites = [await site_on(self.public.server(), listener)]
+        self.public_port = port_of(listener)
+        if self._kept is None:
+            listener = bound(policy.admin)
+            sites.append(await site_on(self._admin.server(), listener))
+            self.admin_port = port_of(listener)
+        return sites
 
     async def _core(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -241,7 +268,7 @@ class Gateway:
 
     async def _drain(self, sites: Sequence[web.BaseSite], core: asyncio.Task[None]) -> None:
         """Refuse new answers, let open ones finish, give the leases back, close the log."""
-        public, admin = sites
+        public, *admin = sites
         self.public.draining = True
         if core.done():
             # Nothing can be recorded, so nothing may leave: not even what clients are waiting for.
@@ -261,7 +288,8 @@ class Gateway:
             log.problem("ledger unavailable; what is left of the leases goes back at the next start", error=str(fault))
         self.tick.record(Stopped(at_ms=self._now_ms(), holder=self.leases.holder))
         await self.tick.flush()
-        await admin._runner.cleanup()  # noqa: SLF001
+        for site in admin:
+            await site._runner.cleanup()  # noqa: SLF001
         for upstream in (*self.relay.upstreams.values(), *self._retired):
             assert isinstance(upstream, HttpUpstream)
             await upstream.close()
@@ -306,16 +334,11 @@ class Gateway:
             answers=self.relay.open_answers(),
         )
 
-    async def _unready(self) -> str | None:
-        """Why this gateway should not be sent requests; None if it should."""
-        if self.public.draining:
-            return "draining"
-        if not await self.status.ledger_answers():
-            return "the ledger does not answer"
-        for name, upstream in self.relay.upstreams.items():
-            if not await upstream.reachable():
-                return f"the backend of {name} does not answer"
-        return None
+    async def _held(self) -> Holdings:
+        return self.holdings()
+
+    async def _registry(self) -> Registry:
+        return self.metrics.registry
 
     def _refill(self, session: Session) -> None:
         self._refills.start(session)  # tick and refills know each other only through this
@@ -327,7 +350,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        self._reloads: set[asyncio.Task[str]] = set()
+        self._reloads: set[asyncio.Task[None]] = set()
 
         def on_hangup() -> None:
             task = loop.create_task(self.reload())
@@ -357,35 +380,44 @@ async def _ended(core: asyncio.Task[None]) -> None:
         raise group.exceptions[0] from None
 
 
-async def _site(server: web.Server, address: Address) -> tuple[web.BaseSite, int]:
+async def site_on(server: web.Server, listener: socket.socket) -> web.BaseSite:
+    """Serve on a bound socket."""
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
-    site: web.BaseSite
-    if isinstance(address, TcpAddress):
-        listener = _listener(address)
-        site = web.SockSite(runner, listener, backlog=LISTEN_BACKLOG)
-        port = listener.getsockname()[1]
-    else:
+    site = web.SockSite(runner, listener, backlog=LISTEN_BACKLOG)
+    await site.start()
+    return site
+
+
+def port_of(listener: socket.socket) -> int:
+    """0 for a Unix socket."""
+    return int(listener.getsockname()[1]) if listener.family != socket.AF_UNIX else 0
+
+
+def bound(address: Address, *, shared: bool = False) -> socket.socket:
+    """A socket for this address, whose connections inherit a small send buffer, so that little can leave after a cut.
+
+    With `shared`, other processes may bind the same port and get their part of the connections; without it, nobody.
+    """
+    if isinstance(address, UnixAddress):
         with suppress(FileNotFoundError):
             os.unlink(address.path)  # noqa: PTH108  left behind by a crash; once, at start
-        site, port = web.UnixSite(runner, address.path, backlog=LISTEN_BACKLOG), 0
-    await site.start()
-    return site, port
-
-
-def _listener(address: TcpAddress) -> socket.socket:
-    """A listening socket whose connections inherit a small send buffer, so that little can leave after a cut."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(address.path)
+        return listener
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_SEND_BUFFER_BYTES)
     listener.bind((address.host, address.port))
     return listener
 
 
-async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock) -> None:
-    """What holders of this log left behind when they crashed goes back, as far as the log proves it."""
-    recovery = await recover(ledger=ledger, audit=audit, clock=clock)
+async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders: Collection[str] | None = None) -> None:
+    """What these holders (or all of this log) left behind when they crashed goes back, as far as the log proves it."""
+    recovery = await recover(ledger=ledger, audit=audit, clock=clock, holders=holders)
     if recovery.returned_bits:
         log.event("recovered", returned_bits=dict(recovery.returned_bits))
     for holder in recovery.stale:
@@ -394,20 +426,21 @@ async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock) -> None:
         )
 
 
-def _meters(policy: Policy) -> Sequence[Meter]:
+def meters_of(policy: Policy) -> Sequence[Meter]:
+    """The codes that settle an answer in this process."""
     if "zstd" not in policy.meters:
         return []
     return [ZstdMeter(Path(policy.dictionary).read_bytes() if policy.dictionary is not None else None)]
 
 
-def _codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
+def codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
     """Names the code set: which codes, and the data they depend on. Two digests alike charge alike."""
     scorer = policy.scorer.code or "" if policy.scorer is not None else ""
     parts = [*policy.meters, *(meter.digest for meter in meters), scorer, version("weir")]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
-def _unchangeable(before: Policy, after: Policy) -> list[str]:
+def unchangeable(before: Policy, after: Policy) -> list[str]:
     """What a reload cannot change, because open answers or files depend on it."""
     names = ("listen", "admin", "release", "meters", "dictionary", "scorer", "audit", "ledger")
     return [name for name in names if getattr(before, name) != getattr(after, name)]

@@ -27,6 +27,7 @@ class Config:
 
     policy: Policy
     parameters: dict[str, int]
+    text: str  # that it was read from
     counters: dict[str, TokenCounter] = field(default_factory=dict)  # by model, where usage is recounted
 
 
@@ -42,6 +43,11 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: byte {fault.start} is not UTF-8") from fault
     if len(data) > POLICY_BYTES_MAX:
         raise ConfigError(f"{path}: over {POLICY_BYTES_MAX} bytes")
+    return config_of(text, path)
+
+
+def config_of(text: str, path: Path) -> Config:
+    """Check a policy that was read from `path`, and read the files that it names. Raises `ConfigError`."""
     policy = parse(text, name=str(path))
     if isinstance(policy, Mistakes):
         raise ConfigError(policy.render())
@@ -57,7 +63,7 @@ def load(path: Path) -> Config:
     faults += unusable + _dictionary_faults(policy, path)
     if faults:
         raise ConfigError("\n".join(faults))
-    return Config(policy=policy, parameters=parameters, counters=counters)
+    return Config(policy=policy, parameters=parameters, text=text, counters=counters)
 
 
 def _parameters(model: Model) -> int:

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 
 import msgspec
 
@@ -18,12 +19,17 @@ class JsonFormatter(logging.Formatter):
 
     converter = staticmethod(time.gmtime)
 
+    def __init__(self, always: Mapping[str, object]) -> None:
+        super().__init__()
+        self._always = always
+
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         line = {
             "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
+            **self._always,
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[1] is not None:
@@ -33,10 +39,10 @@ class JsonFormatter(logging.Formatter):
         return _encode(line).decode()
 
 
-def configure() -> None:
-    """Send all logging of the process to standard error as JSON."""
+def configure(**always: object) -> None:
+    """Send all logging of the process to standard error as JSON. Every line has these members."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(always))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
@@ -46,6 +52,11 @@ _log = logging.getLogger("weir")
 def event(message: str, **fields: object) -> None:
     """Something happened."""
     _log.info(message, extra={"fields": fields})
+
+
+def fault(message: str, exception: Exception, **fields: object) -> None:
+    """A bug, with the frames that led to it."""
+    _log.error(message, exc_info=exception, extra={"fields": fields})
 
 
 def problem(message: str, **fields: object) -> None:

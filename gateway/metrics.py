@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from collections.abc import Iterable
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, disable_created_metrics
 
 from policy.refusal import Reason
 from policy.release import Outcome
@@ -11,6 +14,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` serie
 TICK_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 CODES = ("raw", "zstd", "language_model")
 REQUEST_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Registry(Protocol):
+    """What has metrics: one process's, or many processes' taken together."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Families as they stand."""
 
 
 class Metrics:
@@ -110,6 +120,8 @@ class Metrics:
         )
         self.reloads = Counter("weir_config_reloads", "Policy reloads by result.", ["result"], registry=r)
         self.reload_ok = Gauge("weir_config_last_reload_successful", "1 if the last reload was taken.", registry=r)
+        self.workers = Gauge("weir_workers", "Worker processes that serve; 0 without `--workers`.", registry=r)
+        self.worker_restarts = Counter("weir_worker_restarts", "Workers that died and were replaced.", registry=r)
         self.reload_at = Gauge(
             "weir_config_last_reload_success_timestamp_seconds", "When a policy was last taken.", registry=r
         )
@@ -158,16 +170,6 @@ class AnswerMetrics:
             for outcome in (*Outcome, None)
         }
 
-    @property
-    def charged_so_far(self) -> int:
-        """Bits charged at release since this process began."""
-        return int(self.raw_bits._value.get())  # noqa: SLF001  the client has no public way to read a counter
-
-    @property
-    def refunded_so_far(self) -> int:
-        """Bits given back by settlement since this process began."""
-        return sum(int(counter._value.get()) for counter in self._refunded_bits.values())  # noqa: SLF001
-
     def released(self, *, bits: int, text_bytes: int) -> None:
         """One release left."""
         self.raw_bits.inc(bits)
@@ -182,3 +184,9 @@ class AnswerMetrics:
     def ended(self, outcome: Outcome | None) -> None:
         """One answer is over; `outcome` is None if the client went away."""
         self._outcomes[outcome].inc()
+
+
+def counted(registry: Registry, name: str, /, **labels: str) -> int:
+    """The sum of all samples of a family that have these labels."""
+    samples = [sample for family in registry.collect() if family.name == name for sample in family.samples]
+    return int(sum(sample.value for sample in samples if labels.items() <= sample.labels.items()))

@@ -5,9 +5,13 @@ A leaf never contains what a client or a backend said. Content is for the audito
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from msgspec import Struct
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Leaf(Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -176,3 +180,8 @@ class Entry:
 
     leaf: Leaf
     content: bytes | None = None
+
+
+def lines(entries: Sequence[Entry]) -> bytes:
+    """The leaves as they stand in a log: JSON, one a line."""
+    return b"\n".join([_encode(entry.leaf) for entry in entries])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from gateway.leases import Leases
+from gateway.holdings import Holdings
 from gateway.metrics import Metrics
 from gateway.ports import Clock, Ledger, LedgerUnavailable
 from gateway.serving import Serving
@@ -25,18 +25,16 @@ class Status:
         self,
         *,
         serving: Callable[[], Serving],
-        leases: Leases,
+        held: Callable[[], Awaitable[Holdings]],
         ledger: Ledger,
         clock: Clock,
         metrics: Metrics,
-        in_flight: Callable[[], int],
     ) -> None:
         self._serving = serving
-        self._leases = leases
+        self._held = held  # by all processes that spend grants of this ledger here
         self._ledger = ledger
         self._clock = clock
         self._metrics = metrics
-        self._in_flight = in_flight
 
     async def ledger_answers(self) -> bool:
         """Whether the store can be asked."""
@@ -52,18 +50,19 @@ class Status:
         now_s = self._clock.wall_s()
         accounts = serving.accounts.of_tenant(tenant.name, now_s=now_s)
         try:
-            debited = await self._debited()
+            held, debited = await self._held(), await self._debited()
         except LedgerUnavailable:
             self._metrics.ledger_errors.inc()
             message = "The budget cannot be read right now."
             return Refused(reason=Reason.LEDGER_UNAVAILABLE, message=message, retry_after_s=5)
-        data = [_public(account, self._figures(account, debited)) for account in accounts]
+        data = [_public(account, _figures(account, held, debited)) for account in accounts]
         return msgspec.json.encode({"object": "list", "tenant": tenant.name, "data": data})
 
     async def snapshot(self) -> dict[str, object]:
         """Every account, for the operator. Brings the gauges up to date; without a ledger those of the budgets stay."""
         serving = self._serving()
         now_s = self._clock.wall_s()
+        held = await self._held()  # before the ledger is asked: a grant between the two counts as used for a moment
         fault, debited = None, {}
         try:
             debited = await self._debited()
@@ -72,7 +71,7 @@ class Status:
             fault = str(unavailable)
         accounts = []
         for account in serving.accounts.all(now_s=now_s) if fault is None else ():
-            figures = self._figures(account, debited)
+            figures = _figures(account, held, debited)
             labels = (account.owner, account.name, account.window.name)
             self._metrics.budget_limit.labels(*labels).set(account.limit_bits)
             self._metrics.budget_used.labels(*labels).set(figures["used_bits"])
@@ -98,26 +97,13 @@ class Status:
             "now": now_s,
             "policy": serving.policy.digest,
             "ledger_fault": fault,
-            "answers_in_flight": self._in_flight(),
+            "answers_in_flight": held.answers,
             "models": models,
             "accounts": accounts,
         }
 
     async def _debited(self) -> dict[str, int]:
         return {state.account: state.debited_bits for state in await self._ledger.states()}
-
-    def _figures(self, account: Account, debited: dict[str, int]) -> dict[str, int]:
-        """`used` is what left or may have left: debited, less what this process holds and knows has not left.
-
-        Of a sliding window, what is held of earlier steps counts as used until it has gone back.
-        """
-        reserved_bits = self._leases.purse.reserved_bits(account.id)
-        leased_bits = self._leases.purse.balance_bits(account.id)
-        return {
-            "used_bits": max(debited.get(account.counted_in, 0) - reserved_bits - leased_bits, 0),
-            "reserved_bits": reserved_bits,
-            "leased_bits": leased_bits,
-        }
 
 
 def days_to_theft(theft: Theft) -> float:
@@ -138,4 +124,18 @@ def _public(account: Account, figures: dict[str, int]) -> dict[str, Any]:
         "remaining_bits": remaining_bits,
         "remaining_bytes_raw": remaining_bits // 8,
         "resets_at": account.expires_s,
+    }
+
+
+def _figures(account: Account, held: Holdings, debited: dict[str, int]) -> dict[str, int]:
+    """`used` is what left or may have left: debited, less what is held and known not to have left.
+
+    Of a sliding window, what is held of earlier steps counts as used until it has gone back.
+    """
+    of_account = held.of(account.id)
+    unspent_bits = of_account.reserved_bits + of_account.leased_bits
+    return {
+        "used_bits": max(debited.get(account.counted_in, 0) - unspent_bits, 0),
+        "reserved_bits": of_account.reserved_bits,
+        "leased_bits": of_account.leased_bits,
     }

@@ -6,7 +6,7 @@ charged (left). Only a hold's unused rest and a settlement's refund move back, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from policy.rules import Window
@@ -81,6 +81,11 @@ class Purse:
         balance_bits = self.balance_bits(account_id)
         assert 0 <= bits <= balance_bits
         self._balance_bits[account_id] = balance_bits - bits
+
+    @property
+    def accounts(self) -> Collection[str]:
+        """Those that bits were credited to."""
+        return self._balance_bits.keys()
 
     def balance_bits(self, account_id: str) -> int:
         """Granted and neither reserved nor charged."""

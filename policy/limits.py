@@ -47,6 +47,14 @@ CLIENT_WRITE_S_MAX = 30.0  # a client that reads nothing for so long is gone
 CLIENT_ANSWER_S_MAX = 3600.0  # beyond the backend's own deadline: a client may read slowly, but not for ever
 DRAIN_S_MAX = 30.0  # after SIGTERM, open answers may finish for this long
 
+# Processes of one host.
+WORKERS_MAX = 64
+WORKER_SOON_S = 10.0  # a worker that dies so soon after it began to serve may do so again: it is restarted with a delay
+WORKER_RESTART_S_MAX = 30.0  # the delay doubles up to this
+WORKER_ANSWER_S_MAX = 1.0  # how long figures wait for a busy worker; then its last ones are shown
+WORKER_OBEYS_S_MAX = 10.0  # a worker that has not done what it was told after that is killed
+WORKER_COLLECT_S = 2.0  # how often counters are collected: what a worker counted after that dies with it
+
 # What the process holds.
 CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut
 CLIENT_WRITE_PIECE_BYTES = 64 * 1024  # each has CLIENT_WRITE_S_MAX: who takes 2 KB/s may have all of a long answer

@@ -1,4 +1,4 @@
-"""Append-only segment files: one frame per batch, one `fdatasync` per frame, before anything of the batch leaves.
+"""Append-only segment files: one frame for all that waits, one `fdatasync` per frame, before anything of it leaves.
 
 A segment is the magic, then frames of `marker, length, CRC-32, payload`; a payload is one JSON leaf a line. Space is laid
 out in zeros ahead of the frames, because flushing bytes into a file that does not grow spares the file system its journal
@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.ports import AuditFailed
-from gateway.record import AnyLeaf, Entry, Leaf
+from gateway.record import AnyLeaf, Entry, Leaf, lines
 from policy.limits import RECENT_S
 
 MAGIC = b"WEIRLOG1"
@@ -34,8 +34,9 @@ LAID_OUT_BYTES = 1024 * 1024  # at a time; about a thousand ticks
 FRAME_BYTES_MAX = 16 * 1024 * 1024  # no batch of leaves comes near it; a length beyond it is damage
 _FRAME = struct.Struct("<4sII")
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(AnyLeaf).decode
+
+_Batch = tuple[bytes, asyncio.Future[None]]  # lines, and who waits for them to be durable
 
 
 class SegmentLog:
@@ -52,30 +53,58 @@ class SegmentLog:
         self._failed = False
         # One thread: frames reach the disk in the order in which they were appended.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
+        self._waiting: list[_Batch] = []
+        self._writing: asyncio.Future[None] | None = None
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """See `AuditLog.append`."""
-        payload = b"\n".join([_encode(entry.leaf) for entry in entries])
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, _frame(payload))
+        await self.append_lines(lines(entries))
+
+    async def append_lines(self, payload: bytes) -> None:
+        """The same for leaves that are encoded already (`record.lines`). What waits for the disk together is flushed together."""
+        durable = asyncio.get_running_loop().create_future()
+        self._waiting.append((payload, durable))
+        if self._writing is None:
+            self._write_waiting()
+        await durable
 
     def recent(self) -> Iterator[Leaf]:
-        """See `AuditLog.recent`. Leaves of other versions of this program are left out."""
-        segments = sorted(self._directory.glob("*.log"))
-        first, newest_ms = len(segments), 0
-        while first > 0:
-            first -= 1
-            times = [leaf.at_ms for leaf in _leaves(segments[first])]
-            newest_ms = max([newest_ms, *times])
-            if newest_ms - min(times, default=newest_ms) >= RECENT_S * 1000:
-                break
-        for segment in segments[first:]:
-            yield from _leaves(segment)
+        """See `AuditLog.recent`."""
+        return recent(self._directory)
 
     async def close(self) -> None:
         """Finish the frames under way and close the file."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
         await asyncio.to_thread(self._writer.shutdown)
         if not self._failed:  # else the descriptor may be gone already, or be another file's by now
             self._seal()
+
+    def _write_waiting(self) -> None:
+        """All that waits, as far as one frame holds it, goes into the next frame."""
+        size = count = 0
+        for payload, _ in self._waiting:
+            size += len(payload) + 1
+            if count and size > FRAME_BYTES_MAX:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        joined = b"\n".join([payload for payload, _ in batch])
+        self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, _frame(joined))
+        self._writing.add_done_callback(lambda written: self._written(batch, written))
+
+    def _written(self, batch: Sequence[_Batch], written: asyncio.Future[None]) -> None:
+        fault = written.exception()
+        for _, durable in batch:
+            if durable.done():  # whoever waited was cancelled; what it appended is on the record all the same
+                continue
+            if fault is None:
+                durable.set_result(None)
+            else:
+                durable.set_exception(fault)
+        self._writing = None
+        if self._waiting:
+            self._write_waiting()
 
     def _write(self, frame: bytes) -> None:
         if self._failed:
@@ -186,6 +215,20 @@ def valid_size(segment: Path) -> int:
             raise AuditFailed(f"{segment}: damaged at byte {size}, with whole records after it; restore it from a copy")
         later = data.find(MARKER, later + 1)
     return size
+
+
+def recent(directory: Path) -> Iterator[Leaf]:
+    """`AuditLog.recent` of a log that another process may be writing. Leaves of other versions of this program are left out."""
+    segments = sorted(directory.glob("*.log"))
+    first, newest_ms = len(segments), 0
+    while first > 0:
+        first -= 1
+        times = [leaf.at_ms for leaf in _leaves(segments[first])]
+        newest_ms = max([newest_ms, *times])
+        if newest_ms - min(times, default=newest_ms) >= RECENT_S * 1000:
+            break
+    for segment in segments[first:]:
+        yield from _leaves(segment)
 
 
 def _leaves(segment: Path) -> Iterator[Leaf]:

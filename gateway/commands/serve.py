@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
+import math
 import os
-import resource
 import sys
 from pathlib import Path
 
 from gateway import log
 from gateway.commands.check import MISTAKES
 from gateway.config import ConfigError, load
+from policy.limits import WORKERS_MAX
 
-GC_THRESHOLDS = (20_000, 20, 50)  # an answer makes a few hundred objects, nearly all freed by reference counts
-AUDIT_FAILED = 74  # EX_IOERR of sysexits.h
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _DESCRIPTION = """\
 Run the gateway until SIGTERM or SIGINT, then drain: new requests are refused, open answers may finish, unused budget
 goes back to the ledger. SIGHUP takes the policy file again; a file with mistakes changes nothing.
 
 Logs are JSON lines on standard error. Health, metrics and figures are on the admin address of the policy:
-/livez, /readyz, /metrics, /status.json. Paths in the policy are relative to the working directory."""
+/livez, /readyz, /metrics, /status.json. Paths in the policy are relative to the working directory.
+
+One process uses one CPU. With --workers N, N processes answer on the public address, and one more, the keeper, has the
+ledger, the audit log and the admin address, replaces workers that die, and takes all signals."""
 
 
 def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,20 +32,23 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "serve", help="run the gateway", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--policy", type=Path, default=Path("weir.yaml"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N",
+        help="processes that serve, or `auto`: one for each CPU (default: %(default)s, which needs no keeper)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve; returns the exit status."""
-    import uvloop
-
     from gateway.edge import strict  # noqa: F401  before anything imports aiohttp
-    from gateway.ports import AuditFailed, LedgerUnavailable
+    from gateway.host import process
 
-    # A connection is a descriptor; the usual soft limit of 1024 would be reached long before the gateway's own cap.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     path: Path = arguments.policy
+    workers: int = arguments.workers
     try:
         config = load(path)
     except ConfigError as mistakes:
@@ -54,20 +58,28 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def serve() -> None:
         from gateway.app import Gateway
+        from gateway.keeper import Keeper
 
-        gc.freeze()  # what start-up made stays: it need not be looked at again and again
-        gc.set_threshold(*GC_THRESHOLDS)
+        if workers == 1:
+            await Gateway(path=path, config=config).run()
+        else:
+            await Keeper(path=path, config=config, workers=workers).run()
 
-        await Gateway(path=path, config=config).run()
+    return process.run(serve)
 
+
+def _workers(word: str) -> int:
+    count = _cpus() if word == "auto" else int(word)
+    if not 1 <= count <= WORKERS_MAX:
+        raise argparse.ArgumentTypeError(f"{count} is not between 1 and {WORKERS_MAX}")
+    return count
+
+
+def _cpus() -> int:
+    """How many CPUs this process may use: those it is bound to, and no more than its control group may take the time of."""
+    bound = len(os.sched_getaffinity(0))
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve())
-    except AuditFailed as fault:
-        # The rest of the process must not get a chance to send what was not recorded: no cleanup, no flushing of sockets.
-        log.problem("audit log failed; stopping", error=str(fault))
-        os._exit(AUDIT_FAILED)
-    except (LedgerUnavailable, OSError) as fault:
-        log.problem("cannot serve", error=str(fault))
-        return 1
-    return 0
+        quota, period = _CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return bound
+    return bound if quota == "max" else min(bound, max(math.ceil(int(quota) / int(period)), 1))

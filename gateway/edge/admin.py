@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway.metrics import Registry
 
 JSON = "application/json"
 
@@ -18,7 +20,7 @@ class AdminServer:
     def __init__(
         self,
         *,
-        registry: CollectorRegistry,
+        registry: Callable[[], Awaitable[Registry]],
         status: Callable[[], Awaitable[dict[str, object]]],
         claims: Callable[[], Awaitable[dict[str, object]]],
         unready: Callable[[], Awaitable[str | None]],
@@ -44,7 +46,8 @@ class AdminServer:
                 return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=f"{reason}\n")
             case "/metrics":
                 await self._status()  # brings the budget gauges up to date
-                return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+                page = generate_latest(await self._registry())
+                return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
             case "/status.json":
                 return web.Response(body=msgspec.json.encode(await self._status()), headers={"Content-Type": JSON})
             case "/claims":

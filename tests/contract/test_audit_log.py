@@ -1,11 +1,14 @@
 """What every audit log promises: durable on return, in order, and after a failure never again."""
 
 import asyncio
+import socket
 
 import pytest
 
 from gateway.audit import segments
 from gateway.audit.segments import SegmentLog, leaves
+from gateway.host.channel import open_channel
+from gateway.host.remote import FAULTS, RemoteAuditLog, answers
 from gateway.ports import AuditFailed
 from gateway.record import Closed, Entry, LeaseGranted, Opened, Refusals, Stopped, Tally
 
@@ -17,7 +20,7 @@ class Segments:
         self.directory = directory
         self._monkeypatch = monkeypatch
 
-    def open(self):
+    async def open(self):
         return SegmentLog(self.directory)
 
     def read(self):
@@ -30,7 +33,31 @@ class Segments:
         self._monkeypatch.setattr(segments.os, "fdatasync", fails)
 
 
-@pytest.fixture(params=[Segments])
+class OverChannel(Segments):
+    """The same, as a worker has it from its keeper."""
+
+    async def open(self):
+        kept = await super().open()
+        ours, theirs = socket.socketpair()
+        table = answers(ledger=None, audit=kept, holds=lambda holder: None)
+        keeper = await open_channel(ours, answers=table, faults=FAULTS, bug=_bug)
+        worker = await open_channel(theirs, answers={}, faults=FAULTS, bug=_bug)
+        log = RemoteAuditLog(worker, recent=kept.recent)
+
+        async def close():
+            worker.close()
+            await keeper.lost()
+            await kept.close()
+
+        log.close = close
+        return log
+
+
+def _bug(fault):
+    raise fault
+
+
+@pytest.fixture(params=[Segments, OverChannel])
 def store(request, tmp_path, monkeypatch):
     return request.param(tmp_path / "audit", monkeypatch)
 
@@ -40,14 +67,14 @@ def at(*times):
 
 
 async def test_on_return_the_entries_can_be_read_without_closing(store):
-    log = store.open()
+    log = await store.open()
     await log.append(at(1, 2))
     assert [leaf["at_ms"] for leaf in store.read()] == [1, 2]
     await log.close()
 
 
 async def test_entries_are_in_the_order_in_which_they_were_appended_even_at_once(store):
-    log = store.open()
+    log = await store.open()
     await asyncio.gather(*(log.append(at(number)) for number in range(50)))
     await log.close()
     assert [leaf["at_ms"] for leaf in store.read()] == list(range(50))
@@ -55,14 +82,14 @@ async def test_entries_are_in_the_order_in_which_they_were_appended_even_at_once
 
 async def test_a_log_is_taken_up_again_where_it_ended(store):
     for time in range(3):
-        log = store.open()
+        log = await store.open()
         await log.append(at(time))
         await log.close()
     assert [leaf["at_ms"] for leaf in store.read()] == [0, 1, 2]
 
 
 async def test_every_field_of_a_leaf_is_kept_exactly(store):
-    log = store.open()
+    log = await store.open()
     await log.append([
         Entry(LeaseGranted(at_ms=1, lease="l", holder="h", bits={"m": 2**62 + 1}, fences={"m": 3})),
         Entry(Closed(at_ms=2, answer="a", outcome=None, parting_bits=1, text_bytes=3, charged_bits=4)),
@@ -92,7 +119,7 @@ async def test_every_field_of_a_leaf_is_kept_exactly(store):
 
 
 async def test_content_is_kept_sealed_or_not_at_all(store):
-    log = store.open()
+    log = await store.open()
     await log.append([Entry(Stopped(at_ms=1, holder="h"), b"what the client said")])
     await log.close()
     for file in store.directory.rglob("*"):
@@ -100,7 +127,7 @@ async def test_content_is_kept_sealed_or_not_at_all(store):
 
 
 async def test_after_a_failure_every_append_fails(store):
-    log = store.open()
+    log = await store.open()
     await log.append(at(1))
     store.break_disk()
     for _ in range(2):
@@ -110,7 +137,7 @@ async def test_after_a_failure_every_append_fails(store):
 
 
 async def test_appends_behind_a_failure_fail_with_it(store):
-    log = store.open()
+    log = await store.open()
     await log.append(at(0))
     store.break_disk()
     results = await asyncio.gather(*(log.append(at(number)) for number in range(5)), return_exceptions=True)
@@ -134,11 +161,11 @@ async def test_what_is_recent_comes_back_as_it_was_recorded_and_in_order(store):
         ),
         Stopped(at_ms=3, holder="h"),
     ]
-    log = store.open()
+    log = await store.open()
     await log.append([Entry(leaf) for leaf in leaves[:1]])
     await log.append([Entry(leaf) for leaf in leaves[1:]])
     assert list(log.recent()) == leaves
     await log.close()
-    again = store.open()
+    again = await store.open()
     assert list(again.recent()) == leaves
     await again.close()

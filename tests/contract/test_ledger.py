@@ -1,10 +1,14 @@
 """What every ledger promises, whichever store is behind it."""
 
 import asyncio
+import contextlib
+import socket
 
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.host.channel import open_channel
+from gateway.host.remote import FAULTS, RemoteLedger, answers
 from gateway.ledger.fenced import FencedLedger
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.postgres import PostgresLedger
@@ -16,27 +20,37 @@ BIG = 2**62
 STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
-def memory(_request):
-    return MemoryLedger(clock=SystemClock())
-
-
-def sqlite(request):
-    return SqliteLedger(request.getfixturevalue("tmp_path") / "ledger.db")
-
-
-def postgresql(request):
-    return PostgresLedger(request.getfixturevalue("databases").new(), log=print)
-
-
-def fenced(request):
-    return FencedLedger(memory(request), fences={}, on_frozen=pytest.fail)
-
-
-@pytest.fixture(params=[memory, sqlite, postgresql, fenced], ids=lambda make: make.__name__)
-async def ledger(request):
-    made = request.param(request)
-    yield made
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "fenced", "remote"])
+async def ledger(request, tmp_path):
+    made = MemoryLedger(clock=SystemClock())
+    if request.param == "sqlite":
+        made = SqliteLedger(tmp_path / "ledger.db")
+    elif request.param == "postgresql":
+        made = PostgresLedger(request.getfixturevalue("databases").new(), log=print)
+    elif request.param == "fenced":
+        made = FencedLedger(made, fences={}, on_frozen=pytest.fail)
+    if request.param == "remote":
+        async with over_channel(made) as remote:
+            yield remote
+    else:
+        yield made
     await made.close()
+
+
+@contextlib.asynccontextmanager
+async def over_channel(kept):
+    """As a worker has the ledger of its keeper."""
+
+    def bug(fault):
+        raise fault
+
+    table = answers(ledger=kept, audit=None, holds=lambda holder: None)
+    ours, theirs = socket.socketpair()
+    keeper = await open_channel(ours, answers=table, faults=FAULTS, bug=bug)
+    worker = await open_channel(theirs, answers={}, faults=FAULTS, bug=bug)
+    yield RemoteLedger(worker)
+    worker.close()
+    await keeper.lost()
 
 
 async def register(ledger, **limits):

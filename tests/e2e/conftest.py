@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,19 @@ def start(backend: Backend, tmp_path: Path) -> Iterator[Start]:
     """Start a gateway of the test's own; its function may change the rules first."""
     started: list[Gateway] = []
 
-    def start(change: Callable[[dict[str, Any]], None] | None = None, *, ready: bool = True) -> Gateway:
+    def start(
+        change: Callable[[dict[str, Any]], None] | None = None,
+        *,
+        ready: bool = True,
+        program: Sequence[str] = ("-m", "gateway"),
+        arguments: Sequence[str] = (),
+    ) -> Gateway:
         directory = tmp_path / f"gateway-{len(started)}"
         directory.mkdir()
         rules = policy(backend.url, directory)
         if change is not None:
             change(rules)
-        gateway = Gateway(directory, rules)
+        gateway = Gateway(directory, rules, program=program, arguments=arguments)
         started.append(gateway)
         return gateway.start(ready=ready)
 

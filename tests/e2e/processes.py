@@ -89,9 +89,17 @@ def policy(upstream: str, directory: Path) -> dict[str, Any]:
 class Gateway:
     """`weir serve` as a child process."""
 
-    def __init__(self, directory: Path, rules: dict[str, Any], *, program: Sequence[str] = ("-m", "gateway")) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        rules: dict[str, Any],
+        *,
+        program: Sequence[str] = ("-m", "gateway"),
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
         self._program = program
+        self._arguments = arguments
         self.path = directory / "weir.yaml"
         self.rules = rules
         self.key = ALICE
@@ -109,7 +117,7 @@ class Gateway:
         self._log_starts_at = log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, *self._program, "serve", "--policy", str(self.path)],
+                [sys.executable, *self._program, "serve", "--policy", str(self.path), *self._arguments],
                 cwd=REPOSITORY,
                 env=environment(),
                 stdout=file,
@@ -141,6 +149,12 @@ class Gateway:
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def children(self) -> list[int]:
+        """The processes that it started."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return sorted(int(pid) for task in tasks for pid in task.read_text().split())
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)

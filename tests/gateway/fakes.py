@@ -8,9 +8,10 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from gateway.holdings import Holdings, in_purse
 from gateway.leases import Leases
 from gateway.ledger.memory import MemoryLedger
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, ClientGone, Ledger, UpstreamFailed
 from gateway.record import Entry
 from gateway.refills import Refills
@@ -401,6 +402,12 @@ class House:
 
     def log(self, message: str, **fields: object) -> None:
         self.problems.append(message)
+
+    async def held(self) -> Holdings:
+        return in_purse(self.leases.purse, answers=self.relay.in_flight)
+
+    async def registry(self) -> Registry:
+        return self.metrics.registry
 
     def client(self, **options: Any) -> Client:
         return Client(self.trace, **options)

@@ -7,9 +7,9 @@ def claims_of(house):
     return Claims(
         serving=lambda: house.serving,
         ledger=house.ledger,
-        leases=house.leases,
+        held=house.held,
+        registry=house.registry,
         clock=house.clock,
-        metrics=house.metrics,
         codes="c" * 64,
     )
 

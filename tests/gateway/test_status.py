@@ -18,11 +18,10 @@ def house(fakes):
 def status(house):
     return Status(
         serving=lambda: house.serving,
-        leases=house.leases,
+        held=house.held,
         ledger=house.ledger,
         clock=house.clock,
         metrics=house.metrics,
-        in_flight=lambda: house.relay.in_flight,
     )
 
 
@@ -76,11 +75,10 @@ async def test_a_theft_that_the_lifetime_forbids_takes_for_ever(fakes):
     house = fakes.House(policy=fakes.policy_of(budgets="- {window: lifetime, fraction: 10%}"))
     status = Status(
         serving=lambda: house.serving,
-        leases=house.leases,
+        held=house.held,
         ledger=house.ledger,
         clock=house.clock,
         metrics=house.metrics,
-        in_flight=lambda: 0,
     )
     snapshot = await status.snapshot()
     assert snapshot["models"][0]["days_to_theft"] is None

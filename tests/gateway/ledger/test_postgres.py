@@ -256,9 +256,10 @@ async def test_what_is_not_awaited_any_more_is_not_cancelled_and_takes_no_more_t
     admin, open_ledger, monkeypatch
 ):
     monkeypatch.setitem(postgres_server.SETTINGS, "lock_timeout", "0")
-    monkeypatch.setattr(postgres_server, "ANSWER_S", 0.3)
+    monkeypatch.setitem(postgres_server.SETTINGS, "statement_timeout", "0")
     ledger = open_ledger()
     await register(ledger, "a")
+    monkeypatch.setattr(postgres_server, "ANSWER_S", 0.5)
     async with admin.transaction():
         await admin.execute("SELECT FROM weir.account WHERE id = 'a' FOR UPDATE")
         for number in range(6):
@@ -271,7 +272,10 @@ async def test_what_is_not_awaited_any_more_is_not_cancelled_and_takes_no_more_t
         cancelled.cancel()
         busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'weir' AND wait_event_type = 'Lock'"
         assert await admin.fetchval(busy) == postgres_server.CONNECTIONS_MAX
-    await asyncio.sleep(0.2)
+    monkeypatch.setattr(postgres_server, "ANSWER_S", 5.0)
+    async with asyncio.timeout(10):
+        while len(await ledger.leases()) < postgres_server.CONNECTIONS_MAX:  # noqa: ASYNC110  the server has no event to wait for
+            await asyncio.sleep(0.02)
     assert len(await ledger.leases()) == postgres_server.CONNECTIONS_MAX  # what was sent happened, the others did not
     assert await debited(ledger) == {"a": 10 * postgres_server.CONNECTIONS_MAX}
     assert isinstance(await grant(ledger, "l0"), Granted)
@@ -280,16 +284,16 @@ async def test_what_is_not_awaited_any_more_is_not_cancelled_and_takes_no_more_t
 
 async def test_a_connection_that_never_answers_is_broken_in_the_end(admin, open_ledger, monkeypatch):
     monkeypatch.setitem(postgres_server.SETTINGS, "lock_timeout", "0")
-    monkeypatch.setattr(postgres_server, "ANSWER_S", 0.2)
-    monkeypatch.setattr(postgres_server, "PATIENCE_S", 0.4)
     ledger = open_ledger()
     await register(ledger, "a", "b")
+    monkeypatch.setattr(postgres_server, "ANSWER_S", 0.2)
+    monkeypatch.setattr(postgres_server, "PATIENCE_S", 0.6)
     async with admin.transaction():
         await admin.execute("SELECT FROM weir.account WHERE id = 'a' FOR UPDATE")
         for number in range(postgres_server.CONNECTIONS_MAX):
             with pytest.raises(LedgerUnavailable):
                 await grant(ledger, f"l{number}")
-        await asyncio.sleep(0.4)
+        monkeypatch.setattr(postgres_server, "ANSWER_S", 5.0)
         assert isinstance(await grant(ledger, "other", "b"), Granted)
 
 
@@ -302,7 +306,7 @@ async def test_a_server_that_is_away_is_said_so_at_once_and_used_when_it_is_back
         began_s = time.monotonic()
         with pytest.raises(LedgerUnavailable):
             await grant(ledger, "l1")
-        assert time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s < 2
     again = await Link(databases.server.port).open(link.port)
     assert isinstance(await grant(ledger, "l1"), Granted)
     await again.close()
@@ -317,13 +321,16 @@ async def test_a_server_that_says_nothing_is_given_up_in_bounded_time(databases,
     began_s = time.monotonic()
     with pytest.raises(LedgerUnavailable):
         await ledger.states()
-    assert time.monotonic() - began_s < 1
+    assert time.monotonic() - began_s < 2
     link.flow()
+    monkeypatch.undo()
     await register(ledger, "a")
     link.stall()
+    monkeypatch.setattr(postgres_server, "ANSWER_S", 0.5)
     with pytest.raises(LedgerUnavailable):
         await grant(ledger, "l1")
     link.flow()
+    monkeypatch.undo()
     assert isinstance(await grant(ledger, "l1"), Granted)
     assert await debited(ledger) == {"a": 10}
     await link.close()

@@ -1,0 +1,309 @@
+"""The composition root of `weir serve --workers N`: the one process of a host that has the ledger and the audit log open.
+
+Workers serve the clients. The keeper keeps what they share: it takes their records and their questions to the ledger,
+replaces those that die after giving back what provably did not leave, and speaks for all of them on the admin port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from prometheus_client import Metric
+
+from gateway import log
+from gateway.app import bound, codes_digest, meters_of, port_of, settle_past, site_on, unchangeable
+from gateway.audit.segments import SegmentLog
+from gateway.claims import Claims
+from gateway.clock import SystemClock
+from gateway.config import Config, ConfigError, load
+from gateway.edge.admin import AdminServer
+from gateway.edge.strict import assert_strict
+from gateway.holdings import Holdings, together
+from gateway.host.channel import Answers
+from gateway.host.crew import Crew, Worker
+from gateway.host.orders import (
+    Count,
+    Counted,
+    Done,
+    Hello,
+    Hold,
+    Ready,
+    Serving,
+    Take,
+    Together,
+    Unready,
+    Welcome,
+)
+from gateway.host.remote import answers as ports_over_channel
+from gateway.host.summing import Values, lasting, summed
+from gateway.metrics import Metrics, Registry
+from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
+from gateway.record import Entry, PolicyLoaded, lines
+from gateway.serving import serving
+from gateway.status import Status
+from gateway.stores import open_ledger
+from policy.limits import DRAIN_S_MAX, WORKER_COLLECT_S
+from policy.rules import Address, UnixAddress
+
+LISTEN_BACKLOG = 1024  # of a Unix socket, which all workers inherit
+RECOVERY_RETRY_S = 5.0  # a worker can be granted nothing while the ledger is away, so its replacement may wait
+DRAIN_MARGIN_S = 10.0  # for what workers do after their last answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Everybody:
+    """A registry of all processes, those that ended included."""
+
+    own: Registry
+    workers: Sequence[Values]
+    ended: Values
+
+    def collect(self) -> Iterable[Metric]:
+        """Families as they stand."""
+        return summed(self.own, workers=self.workers, ended=self.ended)
+
+
+class Keeper:
+    """A host's gateway of many processes. `run` returns when all have drained."""
+
+    def __init__(self, *, path: Path, config: Config, workers: int) -> None:
+        self._path = path
+        self._config = config
+        self.metrics = Metrics()
+        self.clock: Clock = SystemClock()
+        self.serving = serving(config.policy, parameters=config.parameters)
+        self.codes = codes_digest(config.policy, meters_of(config.policy))
+        self._public, self._port = _public(config.policy.listen)
+        self.ledger = open_ledger(config.policy, codes=self.codes, clock=self.clock)
+        self._audit = SegmentLog(Path(config.policy.audit.directory))
+        self._crew = Crew(
+            count=workers,
+            listener=self._public if self._public.family == socket.AF_UNIX else None,
+            answers=self._answers,
+            died=self._bury,
+            changed=self.metrics.workers.set,
+            clock=self.clock,
+        )
+        self._ended: Values = lasting(self.metrics.registry)
+        self._recovering = asyncio.Lock()  # each reads the same part of the log
+        self._reloading = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._draining = False
+        self._failed: AuditFailed | None = None
+        self.status = Status(
+            serving=lambda: self.serving, held=self._held, ledger=self.ledger, clock=self.clock, metrics=self.metrics
+        )
+        self.claims = Claims(
+            serving=lambda: self.serving,
+            ledger=self.ledger,
+            held=self._held,
+            registry=self._everybody,
+            clock=self.clock,
+            codes=self.codes,
+        )
+        self._admin = AdminServer(
+            registry=self._everybody, status=self.status.snapshot, claims=self.claims.document, unready=self._unready
+        )
+
+    async def run(self) -> None:
+        """Serve until stopped, then drain. Raises `AuditFailed` when nothing can be recorded: by then no worker lives."""
+        assert_strict()
+        self._handle_signals()
+        await self._begin()
+        admin = bound(self._config.policy.admin)
+        site = await site_on(self._admin.server(), admin)
+        crew = asyncio.create_task(self._crew.run())
+        crew.add_done_callback(lambda _: self._stop.set())
+        collecting = asyncio.create_task(self._collect_often())
+        announcing = asyncio.create_task(self._announce(port_of(admin)))
+        await self._stop.wait()
+        announcing.cancel()
+        await self._drain(crew)
+        collecting.cancel()
+        await site._runner.cleanup()  # noqa: SLF001  aiohttp gives a site no public way to its runner
+        await self.ledger.close()
+        await self._audit.close()
+        log.event("stopped")
+
+    def stop(self) -> None:
+        """Begin to drain; if that is under way already, end what is still open."""
+        if self._stop.is_set():
+            log.event("hurrying")
+            self._crew.kill()
+        self._stop.set()
+
+    async def reload(self) -> None:
+        """Take the policy file again, and have every worker take it. With a mistake the old policy stays in force."""
+        async with self._reloading:
+            try:
+                config = load(self._path)
+                fixed = unchangeable(self.serving.policy, config.policy)
+                if fixed:
+                    raise ConfigError(f"{self._path}: changing {', '.join(fixed)} takes a restart")
+                raised = await self._register(config)
+            except (ConfigError, LedgerUnavailable) as mistakes:
+                self.metrics.reloads.labels("refused").inc()
+                self.metrics.reload_ok.set(0)
+                log.problem("policy reload refused", mistakes=str(mistakes).splitlines())
+                return
+            loaded = PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised))
+            await self.append_lines(lines([Entry(loaded)]))
+            self._take(config)
+            await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))
+            self.metrics.reloads.labels("taken").inc()
+            log.event("policy reloaded", policy=config.policy.digest, raised=list(raised))
+
+    async def append_lines(self, payload: bytes) -> None:
+        """The audit log, as workers have it. If it fails all end here, before any of them can go on."""
+        try:
+            await self._audit.append_lines(payload)
+        except AuditFailed as fault:
+            self._failed = fault
+            self._crew.kill()
+            self._stop.set()
+            raise
+
+    async def _begin(self) -> None:
+        await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock)
+        await self._register(self._config)
+        self._take(self._config)
+
+    def _take(self, config: Config) -> None:
+        """Workers that begin from now on begin with this policy."""
+        self._config = config
+        self.serving = serving(config.policy, parameters=config.parameters)
+        self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
+        self.metrics.reload_ok.set(1)
+        self.metrics.reload_at.set(self.clock.wall_s())
+
+    async def _register(self, config: Config) -> Sequence[str]:
+        accounts = serving(config.policy, parameters=config.parameters).accounts.all(now_s=self.clock.wall_s())
+        limits = [AccountLimit(account=a.id, limit_bits=a.limit_bits, step=a.step) for a in accounts]
+        return await self.ledger.register(limits)
+
+    async def _announce(self, admin_port: int) -> None:
+        await self._crew.all_serve()
+        log.event("serving", port=self._port, admin_port=admin_port, policy=self.serving.policy.digest)
+
+    async def _drain(self, crew: asyncio.Task[None]) -> None:
+        self._draining = True
+        self._public.close()
+        if self._failed is None:
+            log.event("draining", workers=len(self._crew.serving))
+        self._crew.drain()
+        await asyncio.wait([crew], timeout=DRAIN_S_MAX + DRAIN_MARGIN_S)
+        self._crew.kill()
+        if self._failed is not None:
+            raise self._failed
+        await crew
+
+    # What workers ask.
+
+    def _answers(self, worker: Worker) -> Answers:
+        async def hello(_: Hello) -> Welcome:
+            config = self._config
+            worker.policy = config.policy.digest
+            return Welcome(
+                path=str(self._path), text=config.text, policy=worker.policy, codes=self.codes, port=self._port
+            )
+
+        async def serves(_: Serving) -> Done:
+            self._crew.serves(worker)
+            await self._bring_up_to_date(worker)
+            return Done()
+
+        async def all_hold(_: Together) -> Holdings:
+            return await self._held()
+
+        ports = ports_over_channel(ledger=self.ledger, audit=self, holds=worker.holders.add)
+        return {**ports, Hello: hello, Serving: serves, Together: all_hold}
+
+    async def _bring_up_to_date(self, worker: Worker) -> None:
+        while worker.policy != self._config.policy.digest:
+            config = self._config
+            worker.policy = config.policy.digest
+            await self._crew.tell(worker, Take(text=config.text, policy=config.policy.digest))
+
+    async def _bury(self, worker: Worker) -> None:
+        """Keep its counters, and give back what provably did not leave. Without a ledger to give it to, wait for it."""
+        self._ended = lasting(self.metrics.registry, self._ended, worker.values)
+        if not self._draining:
+            self.metrics.worker_restarts.inc()
+        if worker.process.returncode == 0:
+            return  # it drained, and gave back what it held itself
+        while worker.holders and self._failed is None:
+            try:
+                async with self._recovering:
+                    await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock, holders=worker.holders)
+            except LedgerUnavailable as fault:
+                self.metrics.ledger_errors.inc()
+                log.problem("a dead worker's leases cannot be given back yet", worker=worker.number, error=str(fault))
+                if self._draining:
+                    return  # the next start does it
+                await asyncio.sleep(RECOVERY_RETRY_S)
+            else:
+                return
+
+    # What is shown of all.
+
+    async def _held(self) -> Holdings:
+        """A worker that does not answer in time holds nothing that we know of, so its bits count as used."""
+        return together([held for _, held in await self._crew.ask_all(Hold(), Holdings)])
+
+    async def _everybody(self) -> Registry:
+        await self._collect()
+        workers = [worker.values for worker in self._crew.workers.values()]
+        return _Everybody(self.metrics.registry, workers, self._ended)
+
+    async def _collect(self) -> None:
+        for worker, counted in await self._crew.ask_all(Count(), Counted):
+            worker.values = counted.values
+
+    async def _collect_often(self) -> None:
+        while True:
+            await asyncio.sleep(WORKER_COLLECT_S)
+            await self._collect()
+
+    async def _unready(self) -> str | None:
+        if self._draining:
+            return "draining"
+        if not await self.status.ledger_answers():
+            return "the ledger does not answer"
+        reasons = [answer.reason for _, answer in await self._crew.ask_all(Ready(), Unready)]
+        if None in reasons:
+            return None
+        return reasons[0] if reasons else "no worker serves"
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._reloads: set[asyncio.Task[None]] = set()
+
+        def on_hangup() -> None:
+            task = loop.create_task(self.reload())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+
+    def _now_ms(self) -> int:
+        return int(self.clock.wall_s() * 1000)
+
+
+def _public(address: Address) -> tuple[socket.socket, int]:
+    """What keeps the public address for us while workers come and go, and its port. A port in use is refused."""
+    first = bound(address)
+    if isinstance(address, UnixAddress):
+        first.listen(LISTEN_BACKLOG)
+        return first, 0
+    # Bound for us alone first: with SO_REUSEPORT two gateways would share a port without a word.
+    port = port_of(first)
+    first.close()
+    return bound(replace(address, port=port), shared=True), port
