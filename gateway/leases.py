@@ -122,8 +122,8 @@ class Leases:
         async with self._refilling:
             if not self.usable():
                 await self._hear()
-            while missing := self.purse.missing(accounts, bits):
-                over = await self._fetch([account for account in accounts if account.id in missing], bits)
+            while short := self.purse.short(accounts, bits):
+                over = await self._fetch(short, bits)
                 if over is not None:
                     return over
             return None

@@ -55,9 +55,8 @@ class PurseAgainstIntegers(RuleBasedStateMachine):
         accounts = tuple(ACCOUNTS[name] for name in names)
         amount %= min(self.balance[name] for name in names) + 2
         enough = all(self.balance[name] >= amount for name in names)
-        assert self.purse.missing(accounts, amount) == {
-            name: amount - self.balance[name] for name in names if self.balance[name] < amount
-        }
+        short = [account.id for account in self.purse.short(accounts, amount)]
+        assert short == [name for name in names if self.balance[name] < amount]
         hold = self.purse.reserve(accounts, amount)
         assert (hold is not None) == enough
         if hold is None:
@@ -153,7 +152,7 @@ def test_an_empty_purse_holds_nothing_for_anyone():
     purse = Purse()
     assert purse.balance_bits("model") == purse.reserved_bits("model") == 0
     assert purse.reserve((ACCOUNTS["model"],), 1) is None
-    assert purse.missing((ACCOUNTS["model"],), 7) == {"model": 7}
+    assert purse.short((ACCOUNTS["model"],), 7) == [ACCOUNTS["model"]]
 
 
 @pytest.mark.parametrize("reserved", [6, -4])
