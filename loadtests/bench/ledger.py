@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ class Grants:
 def main() -> int:
     """Parse, run, report; the exit status."""
     arguments = parsed_arguments(sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that children are stopped
     console = Console(stderr=True)
     started_s, load_before = time.monotonic(), os.getloadavg()[0]
     try:
@@ -65,6 +67,9 @@ def main() -> int:
     except (PeerError, PhaseError, subprocess.CalledProcessError) as error:
         console.print(f"bench: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        console.print("bench: interrupted; all processes stopped")
+        return 130
     measured = conditions(arguments, load_before=load_before, elapsed_s=time.monotonic() - started_s)
     report = "\n\n".join([measured, stores_table(grants), gateways_table(samples, leases)])
     print(report)
@@ -167,8 +172,8 @@ def leases_of(peer: Peer) -> int:
 def stores_table(grants: Sequence[Grants]) -> str:
     """A line for every store, number of holders and of accounts."""
     lines = [
-        "| store | holders | accounts | grants a second | p50 ms | p99 ms |",
-        "| --- | --: | --: | --: | --: | --: |",
+        "| store | holders | accounts | grants a second | p50 ms | p99 ms | CPU µs / grant |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
     ]
     groups: dict[tuple[str, int, int], list[Grants]] = {}
     for one in grants:
@@ -178,6 +183,7 @@ def stores_table(grants: Sequence[Grants]) -> str:
             text(spread_of([one.grants_per_s for one in group]), 0),
             text(spread_of([one.p50_ms for one in group]), 2),
             text(spread_of([one.p99_ms for one in group]), 2),
+            text(spread_of([one.cpu_us for one in group]), 0),
         ]
         lines.append(f"| {store} | {holders} | {accounts} | {' | '.join(cells)} |")
     return "\n".join(lines)
