@@ -144,7 +144,8 @@ class Leases:
                 self._close_used_up(stock)
                 self._give_back(stock, self._excess_bits(stock))
             for name in [name for name, stock in self._stocks.items() if not self._matters(stock)]:
-                del self._stocks[name], self._registered[name]
+                del self._stocks[name]
+                self._registered.pop(name, None)
         await self._confirm()
 
     async def close(self) -> None:
@@ -212,6 +213,11 @@ class Leases:
         except NotGranted:
             self._unanswered = None
             raise
+        except KeyError as unknown:  # the store has lost the account itself; it is told of it again
+            self._unanswered = None
+            for name in asked:
+                self._registered.pop(name, None)
+            raise LedgerUnavailable(str(unknown)) from unknown
         if self.holder != holder:
             return None  # forfeited meanwhile: the grant is spent, and nobody uses it
         self._unanswered = None

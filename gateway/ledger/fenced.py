@@ -168,9 +168,11 @@ class FencedLedger:
         """See `Ledger.thaw`."""
         return await self._ledger.thaw(account, lost_bits=lost_bits)
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
         """See `Ledger.leases`."""
-        return await self._ledger.leases(after=after, count_max=count_max)
+        return await self._ledger.leases(holder=holder, after=after, count_max=count_max)
 
     async def close(self) -> None:
         """See `Ledger.close`."""

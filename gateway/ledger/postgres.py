@@ -109,9 +109,11 @@ class PostgresLedger:
         thawed: bool = row["thawed"]
         return thawed
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
         """See `Ledger.leases`."""
-        rows = await self._server.ask("SELECT * FROM weir.leases($1, $2)", after, count_max)
+        rows = await self._server.ask("SELECT * FROM weir.leases($1, $2, $3)", holder, after, count_max)
         return [_lease(list(amounts)) for _, amounts in groupby(rows, key=lambda row: row["lease"])]
 
     async def close(self) -> None:

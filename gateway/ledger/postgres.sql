@@ -310,13 +310,17 @@ BEGIN
     RETURN FOUND;
 END $$;
 
-CREATE FUNCTION weir.leases(beginning_after text, count_max bigint)
+CREATE FUNCTION weir.leases(of_holder text, beginning_after text, count_max bigint)
     RETURNS TABLE (lease text, holder text, codes text, granted_at text, account text, bits bigint, returned_bits bigint)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT page.id, page.holder, page.codes,
         to_char(page.granted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
         amount.account, amount.bits, amount.returned_bits
-        FROM (SELECT * FROM weir.lease WHERE id > beginning_after ORDER BY id LIMIT count_max) AS page
+        FROM (
+            (SELECT * FROM weir.lease WHERE of_holder IS NULL AND id > beginning_after ORDER BY id LIMIT count_max)
+            UNION ALL
+            (SELECT * FROM weir.lease WHERE holder = of_holder AND id > beginning_after ORDER BY id LIMIT count_max)
+        ) AS page
         LEFT JOIN weir.lease_amount amount ON amount.lease = page.id
         ORDER BY page.id, amount.account
 $$;

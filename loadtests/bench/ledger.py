@@ -71,7 +71,7 @@ def main() -> int:
         console.print("bench: interrupted; all processes stopped")
         return 130
     measured = conditions(arguments, load_before=load_before, elapsed_s=time.monotonic() - started_s)
-    report = "\n\n".join([measured, stores_table(grants), gateways_table(samples, leases)])
+    report = "\n\n".join([measured, stores_table(grants), gateways_table(samples, leases, grants)])
     print(report)
     if arguments.markdown:
         arguments.markdown.write_text(filled(arguments.markdown.read_text(), report, begin=BEGIN, end=END))
@@ -189,23 +189,30 @@ def stores_table(grants: Sequence[Grants]) -> str:
     return "\n".join(lines)
 
 
-def gateways_table(samples: Sequence[Sample], leases: Mapping[tuple[str, str], float]) -> str:
-    """A line for every load and gateway; quotients are taken within a round first."""
+def gateways_table(
+    samples: Sequence[Sample], leases: Mapping[tuple[str, str], float], grants: Sequence[Grants]
+) -> str:
+    """A line for every load and gateway; quotients are taken within a round first.
+
+    The grants' share is what they would take of the request's CPU time, each at the price of one that is asked alone.
+    """
     lines = [
-        f"| load | ledger | leases / request | CPU µs / JSON | × {FIRST} | admission p50 ms | admission p99 ms | errors |",
+        f"| load | ledger | leases / request | CPU µs / JSON | grants' share | × {FIRST} | admission p50 ms | admission p99 ms |",
         "| --- | --- | --: | --: | --: | --: | --: | --: |",
     ]
     first = {(sample.scenario, sample.round): sample.cpu_us for sample in samples if sample.peer == FIRST}
     for (name, scenario), taken in leases.items():
         mine = [sample for sample in samples if (sample.peer, sample.scenario) == (name, scenario)]
         quotients = [s.cpu_us / base for s in mine if s.cpu_us and (base := first.get((scenario, s.round)))]
+        alone = [g.cpu_us for g in grants if g.store == name.partition(",")[0] and (g.holders, g.accounts) == (1, 1)]
+        spent, grant = spread_of([s.cpu_us for s in mine]), spread_of(alone)
         cells = [
             f"{taken:.3f}" if taken else NOTHING,
-            text(spread_of([s.cpu_us for s in mine]), 0),
+            text(spent, 0),
+            f"{taken * grant.median / spent.median:.1%}" if taken and grant and spent else NOTHING,
             NOTHING if name == FIRST else text(spread_of(quotients), 3),
             text(spread_of([s.admission_p50_ms for s in mine]), 2),
             text(spread_of([s.admission_p99_ms for s in mine]), 2),
-            str(sum(s.errors for s in mine)),
         ]
         lines.append(f"| {scenario} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

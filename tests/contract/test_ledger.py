@@ -424,3 +424,13 @@ async def test_a_cancelled_wait_leaves_the_grant_whole_or_not_made(ledger):
     for number in range(20):
         assert isinstance(await grant(ledger, lease=f"l{number}", a=10, b=10), Granted)
     assert await debited(ledger) == {"a": 200, "b": 200}
+
+
+async def test_the_leases_of_one_holder_are_listed_page_by_page(ledger):
+    await register(ledger, a=100)
+    for number in range(6):
+        await grant(ledger, lease=f"l{number}", holder="even" if number % 2 == 0 else "odd", a=1)
+    assert [lease.lease for lease in await ledger.leases(holder="odd")] == ["l1", "l3", "l5"]
+    assert [lease.lease for lease in await ledger.leases(holder="even", count_max=2)] == ["l0", "l2"]
+    assert [lease.lease for lease in await ledger.leases(holder="even", after="l2", count_max=2)] == ["l4"]
+    assert list(await ledger.leases(holder="nobody")) == []

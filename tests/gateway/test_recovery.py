@@ -383,3 +383,32 @@ async def test_a_log_that_is_older_than_what_the_ledger_heard_proves_nothing(hou
 async def test_a_gateway_that_was_down_for_long_is_recovered_all_the_same(house, clock):
     clock.advance(100_000)
     assert (await recover(ledger=house.ledger, audit=house.left, clock=clock)).returned_bits
+
+
+async def test_a_lease_that_had_not_come_on_the_record_goes_back_whole(house, clock):
+    """Whatever is charged to it would be on the record behind it."""
+    wanted = {M: Wanted(least_bits=500, most_bits=500)}
+    await house.ledger.grant(lease="last", holder=house.leases.holder, wanted=wanted)
+    recovery = await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    (lease,) = [lease for lease in await house.ledger.leases() if lease.lease == "last"]
+    assert dict(lease.returned_bits) == {M: 500}
+    assert recovery.returned_bits[M] >= 500
+    late = [leaf for leaf in house.left.leaves if isinstance(leaf, LeaseGranted | LeaseClosed) and leaf.lease == "last"]
+    assert [type(leaf) for leaf in late] == [LeaseGranted, LeaseClosed], "the record and the ledger tell the same"
+
+
+async def test_a_lease_that_was_granted_long_after_the_last_word_on_the_record_stays_spent(house, clock):
+    """This copy of the log may end before the holder did."""
+    clock.advance(10)
+    wanted = {M: Wanted(least_bits=500, most_bits=500)}
+    await house.ledger.grant(lease="later", holder=house.leases.holder, wanted=wanted)
+    await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    (lease,) = [lease for lease in await house.ledger.leases() if lease.lease == "later"]
+    assert dict(lease.returned_bits) == {M: 0}
+
+
+async def test_leases_of_living_holders_are_left_alone(house, clock):
+    await house.ledger.grant(lease="another's", holder="another", wanted={M: Wanted(least_bits=5, most_bits=5)})
+    await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    (lease,) = [lease for lease in await house.ledger.leases() if lease.lease == "another's"]
+    assert not lease.returned_bits

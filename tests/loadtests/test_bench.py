@@ -234,9 +234,10 @@ def test_what_a_ledger_costs_is_a_quotient_within_a_round():
     samples = [sample("memory", r, cpu_us=100 * r) for r in (1, 2, 3)]
     samples += [sample("SQLite", r, cpu_us=103 * r) for r in (1, 2, 3)]
     taken = {("memory", "json c=16"): 0.0, ("SQLite", "json c=16"): 0.25}
-    *_, first, second = ledger.gateways_table(samples, taken).splitlines()
-    assert first.startswith("| json c=16 | memory | – | 200 (100–300) | – |")
-    assert second.startswith("| json c=16 | SQLite | 0.250 | 206 (103–309) | 1.030 |")
+    alone = ledger.Grants(store="SQLite", holders=1, accounts=1, grants_per_s=1, p50_ms=1, p99_ms=1, cpu_us=103)
+    *_, first, second = ledger.gateways_table(samples, taken, [alone]).splitlines()
+    assert first.startswith("| json c=16 | memory | – | 200 (100–300) | – | – |")
+    assert second.startswith("| json c=16 | SQLite | 0.250 | 206 (103–309) | 12.5% | 1.030 |")
 
 
 def test_a_store_is_asked_by_every_number_of_holders_for_one_account_and_for_many(tmp_path):
