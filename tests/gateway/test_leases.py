@@ -42,6 +42,11 @@ class Ledger(MemoryLedger):
             raise LedgerUnavailable("the reply was lost")
         return granted
 
+    def forget(self):
+        """As a store that was set up anew."""
+        self._accounts.clear()
+        self._leases.clear()
+
     async def register(self, limits):
         self.trace.append(("register", [limit.account for limit in limits]))
         return await super().register(limits)
@@ -673,6 +678,26 @@ async def test_a_frozen_account_is_refused_and_other_accounts_go_on(fakes, lease
     with pytest.raises(AccountFrozen):
         await leases.reserve((bad,), least_bits=1, most_bits=10)
     assert (await leases.reserve((good,), least_bits=1, most_bits=10)).left_bits == 10
+
+
+async def test_a_store_that_lost_its_accounts_is_told_of_them_again(fakes, leases, ledger):
+    accounts = (fakes.account(limit_bits=10_000),)
+    await leases.register(accounts)
+    ledger.forget()
+    with pytest.raises(LedgerUnavailable, match=NAME):
+        await leases.reserve(accounts, least_bits=1000, most_bits=1000)
+    assert (await leases.reserve(accounts, least_bits=1000, most_bits=1000)).left_bits == 1000
+
+
+async def test_a_window_may_end_while_the_store_does_not_know_it(fakes, leases, ledger, clock):
+    day = fakes.account("day", limit_bits=10_000, expires_s=int(clock.wall_s()) + 10)
+    await spend(leases, (day,), 1000)
+    ledger.forget()
+    with pytest.raises(LedgerUnavailable):
+        await spend(leases, (day,), 1000)
+    clock.advance(10)
+    await leases.refresh()
+    assert not leases._stocks
 
 
 async def test_leases_outlive_a_store_that_is_away_for_minutes_and_no_longer(fakes, leases, ledger, clock):

@@ -24,7 +24,7 @@ from gateway.record import (
     Stopped,
     Tally,
 )
-from gateway.recovery import SILENCE_BITS, Estates, known_fences, recover
+from gateway.recovery import SILENCE_BITS, UNRECORDED_S_MAX, Estates, known_fences, recover
 from policy.limits import RECENT_S
 
 M, T = "model:m/lifetime/ever", "tenant:acme/1d/0"
@@ -343,6 +343,39 @@ async def test_every_dead_holder_is_recovered_whatever_became_of_those_before_it
     recovery = await recover(ledger=ledger, audit=Audit(leaves), clock=clock, holders={"stale", "dead"})
     assert (recovery.stale, recovery.returned_bits) == (["stale"], {M: 100})
     assert [state.debited_bits for state in await ledger.states()] == [200]
+
+
+async def test_leases_too_late_for_the_record_go_back_whole_and_are_put_on_it(clock, monkeypatch):
+    """Pages of them; but neither those of a holder that lives nor those that the store has closed."""
+    monkeypatch.setattr("gateway.recovery.LEASES_PAGE", 1)
+    ledger = Ledger(clock=clock)
+    ledger.trace = []
+    await ledger.register([AccountLimit(account=M, limit_bits=1000)])
+    for lease, holder in (("1", "h"), ("2", "alive"), ("3", "h"), ("4", "h")):
+        await ledger.grant(lease=lease, holder=holder, wanted={M: Wanted(least_bits=100, most_bits=100)})
+    await ledger.close_lease(lease="4", holder="h", returned={M: 30})
+    now_ms = int(clock.wall_s() * 1000)
+    audit = Audit([started(at_ms=now_ms)])
+    assert (await recover(ledger=ledger, audit=audit, clock=clock)).returned_bits == {M: 200}
+    assert audit.leaves[1:] == [
+        *(LeaseGranted(at_ms=now_ms, lease=lease, holder="h", bits={M: 100}, fences={}) for lease in ("1", "3")),
+        *(LeaseClosed(at_ms=now_ms, lease=lease, holder="h", returned={M: 100}) for lease in ("1", "3")),
+        Recovered(at_ms=now_ms, holder="h"),
+    ]
+
+
+@pytest.mark.parametrize(("late_s", "returned_bits"), [(UNRECORDED_S_MAX, {M: 100}), (UNRECORDED_S_MAX + 1, {})])
+async def test_an_unrecorded_lease_long_after_the_last_word_is_closed_and_gives_nothing_back(
+    clock, late_s, returned_bits
+):
+    ledger = Ledger(clock=clock)
+    ledger.trace = []
+    await ledger.register([AccountLimit(account=M, limit_bits=1000)])
+    log = Audit([started(at_ms=int(clock.wall_s() * 1000))])
+    clock.advance(late_s)
+    await ledger.grant(lease="1", holder="h", wanted={M: Wanted(least_bits=100, most_bits=100)})
+    assert (await recover(ledger=ledger, audit=log, clock=clock)).returned_bits == returned_bits
+    assert (await ledger.leases())[0].returned_bits == (returned_bits or {M: 0})
 
 
 @pytest.mark.parametrize(("silent_s", "stale"), [(RECENT_S, []), (RECENT_S + 1, ["h"])])
