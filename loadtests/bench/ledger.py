@@ -189,9 +189,7 @@ def stores_table(grants: Sequence[Grants]) -> str:
     return "\n".join(lines)
 
 
-def gateways_table(
-    samples: Sequence[Sample], leases: Mapping[tuple[str, str], float], grants: Sequence[Grants]
-) -> str:
+def gateways_table(samples: Sequence[Sample], leases: Mapping[tuple[str, str], float], grants: Sequence[Grants]) -> str:
     """A line for every load and gateway; quotients are taken within a round first.
 
     The grants' share is what they would take of the request's CPU time, each at the price of one that is asked alone.
