@@ -220,6 +220,9 @@ class Gateway:
                 boot_id=self.clock.boot_id(),
             )
         )
+        await (
+            self.tick.flush()
+        )  # before the first grant: of a holder that is not on the record nothing can be recovered
         await self.leases.refresh()
         await self._connect(self.serving.policy)
         self.metrics.reload_ok.set(1)
