@@ -123,8 +123,8 @@ class Leases:
         async with self._refilling:
             if not self.usable():
                 await self._hear()
-            while missing := self.purse.missing(accounts, bits):
-                over = await self._fetch([account for account in accounts if account.id in missing], bits)
+            while short := self.purse.short(accounts, bits):
+                over = await self._fetch(short, bits)
                 if over is not None:
                     return over
             return None
@@ -175,10 +175,10 @@ class Leases:
         sent_s = self._clock.monotonic_s()
         self._holders = await self._ledger.beat(self.holder)
         states = {state.account: state for state in await self._ledger.states(list(self._stocks))}
-        for name, stock in self._stocks.items():
+        for stock in self._stocks.values():
             state = states.get(stock.account.counted_in)
-            if state is not None and name in states:
-                stock.remaining_bits = max(state.limit_bits - state.debited_bits, 0)
+            if state is not None:
+                stock.remaining_bits = state.limit_bits - state.debited_bits
         self._heard(sent_s)
 
     def _heard(self, sent_s: float) -> None:
