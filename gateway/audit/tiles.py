@@ -68,7 +68,7 @@ def framed(entry: bytes) -> bytes:
 
 def entries_in(bundle: bytes) -> Sequence[bytes]:
     """The entries of a bundle."""
-    entries = []
+    entries: list[bytes] = []
     place = 0
     while place < len(bundle):
         start = place + _LENGTH_BYTES

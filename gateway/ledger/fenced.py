@@ -20,6 +20,7 @@ from gateway.ports import (
     Granted,
     LeaseState,
     Ledger,
+    LedgerUnavailable,
     NotGranted,
     OverLimit,
     Wanted,
@@ -122,7 +123,10 @@ class FencedLedger:
             if len(forgotten) < len(wanted):
                 raise
             await self.register(forgotten)
-            answer = await self._ledger.grant(lease=lease, holder=holder, wanted=wanted)
+            try:
+                answer = await self._ledger.grant(lease=lease, holder=holder, wanted=wanted)
+            except KeyError as fault:
+                raise LedgerUnavailable("the ledger has forgotten accounts twice in a moment") from fault
         if isinstance(answer, OverLimit):
             if asked.times == 1:  # otherwise another question may have been answered, or may yet be
                 self._asked.pop(lease, None)
@@ -131,8 +135,11 @@ class FencedLedger:
         return answer
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
-        """See `Ledger.close_lease`."""
-        return await self._ledger.close_lease(lease=lease, holder=holder, returned=returned)
+        """See `Ledger.close_lease`. Of a lease that was granted anew by a store that had forgotten it nothing goes back."""
+        try:
+            return await self._ledger.close_lease(lease=lease, holder=holder, returned=returned)
+        except ValueError:  # it has fewer bits there than the log knows: `_knows` asked for it with none
+            return ()
 
     async def beat(self, holder: str) -> int:
         """See `Ledger.beat`."""
