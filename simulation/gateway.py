@@ -17,7 +17,6 @@ from gateway.metrics import Metrics
 from gateway.ports import AuditFailed, LedgerUnavailable, OverLimit
 from gateway.record import (
     Closed,
-    Fences,
     Forfeited,
     Leaf,
     LeaseGranted,
@@ -26,9 +25,8 @@ from gateway.record import (
     Settled,
     Started,
     Stopped,
-    Tally,
 )
-from gateway.recovery import SILENCE_BITS, Estates, known_fences, recover
+from gateway.recovery import SILENCE_BITS, Estates, fence_leaves, known_fences, recover, tallies
 from gateway.refills import Refills
 from gateway.session import Budget, BudgetGone, closing_bits
 from gateway.tick import Tick
@@ -478,6 +476,7 @@ class Gateway:
                 parting_bits=bits,
                 text_bytes=0,
                 charged_bits=answer.charged_bits,
+                spent_bits={a.id: self.leases.purse.spent_bits(a.id) for a in answer.hold.accounts},
             )
         )
 
@@ -539,16 +538,16 @@ class Gateway:
         for name, answer in self.open.items():
             if not answer.hold.void:
                 answers.setdefault(tuple(a.id for a in answer.hold.accounts), []).append(name)
-        self.record(Fences(at_ms=self._now_ms(), fences=dict(self._fenced.fences)))
-        self.record(
-            Tally(
-                at_ms=self._now_ms(),
-                holder=self.leases.holder,
-                unspent_bits=self.leases.unspent_bits(),
-                leases=self.leases.open_leases(),
-                answers=tuple((accounts, tuple(names)) for accounts, names in answers.items()),
-            )
+        at_ms = self._now_ms()
+        parts = tallies(
+            at_ms=at_ms,
+            holder=self.leases.holder,
+            unspent_bits=self.leases.unspent_bits(),
+            leases=self.leases.open_leases(),
+            answers=answers.items(),
         )
+        for leaf in (*fence_leaves(self._fenced.fences, at_ms=at_ms), *parts):
+            self.record(leaf)
 
     def _on_frozen(self, seen: Any, shown: Any) -> None:
         self.trace("noticed", self.process, dict(seen), dict(shown))

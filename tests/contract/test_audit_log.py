@@ -136,7 +136,7 @@ async def test_content_is_kept_sealed_or_not_at_all(store):
     await log.append([Entry(Stopped(at_ms=1, holder="h"), b"what the client said")])
     await log.close()
     for file in store.directory.rglob("*"):
-        assert b"what the client said" not in file.read_bytes()
+        assert not file.is_file() or b"what the client said" not in file.read_bytes()
 
 
 async def test_after_a_failure_every_append_fails(store):

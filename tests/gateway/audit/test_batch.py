@@ -9,23 +9,32 @@ import pytest
 
 from gateway.audit import batch as batches
 from gateway.audit.batch import Scribe
-from gateway.audit.sealing import AuditorSecret, Sealer, commitment, unseal
+from gateway.audit.sealing import Sealer, auditor_secret, commitment, public_bytes, unseal
 from gateway.clock import SystemClock
 from gateway.record import Entry, Opened, Released, Stopped
 from policy.release import Ending, Outcome, Release, ToolCall
+from policy.rules import PublicKey
 
 ORIGIN = "weir.log/0123456789abcdef"
 
 
 @pytest.fixture
 def secrets():
-    return [AuditorSecret.generate(name) for name in ("ann", "bob")]
+    return [auditor_secret("x25519", bytes([number]) * 32) for number in (1, 2)]
 
 
 @pytest.fixture
-def scribe(secrets):
-    sealer = Sealer([secret.public for secret in secrets], origin=ORIGIN, random=os.urandom)
+def scribe():
+    keys = [
+        PublicKey(name=name, algorithm="x25519", encoded=_encoded(number))
+        for number, name in enumerate(("ann", "bob"), start=1)
+    ]
+    sealer = Sealer(keys, origin=ORIGIN, random=os.urandom)
     return Scribe(sealer=sealer, clock=SystemClock())
+
+
+def _encoded(number):
+    return base64.b64encode(public_bytes("x25519", bytes([number]) * 32)).decode()
 
 
 def opened(number=0):
@@ -113,4 +122,3 @@ def test_every_leaf_is_small(scribe):
     leaf = msgspec.structs.replace(opened(), accounts=accounts, tenant="x" * 64, model="y" * 64)
     (batch,) = scribe.batches([Entry(leaf, b"1")])
     assert max(map(len, batch.lines.split(b"\n"))) <= 2048
-    assert base64.b64encode(b"") == b""

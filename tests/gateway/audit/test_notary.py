@@ -49,7 +49,7 @@ async def test_what_is_durable_is_signed_within_a_second(directory):
     await log.append(entries(1, 2))
     await log.append(entries(3))
     async with asyncio.timeout(1):
-        while not (directory / "tree" / CHECKPOINT).exists() or numbers(directory) != [1, 2, 3]:
+        while not (directory / "tree" / CHECKPOINT).exists() or numbers(directory) != [1, 2, 3]:  # noqa: ASYNC110  files
             await asyncio.sleep(0.02)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
