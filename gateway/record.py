@@ -57,6 +57,23 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
     raised: tuple[str, ...]  # accounts whose limit went up: a reload never raises a budget silently
 
 
+class LicenceInstalled(Leaf, frozen=True, kw_only=True, tag="licence_installed"):
+    """An operating licence came into force, or was found in force at a start."""
+
+    version: int
+    not_before_s: int
+    expires_s: int
+    policy: str
+    terms: str  # digest of what was signed
+    signers: tuple[str, ...]
+
+
+class LicenceLapsed(Leaf, frozen=True, kw_only=True, tag="licence_lapsed"):
+    """From here on nothing left: no licence was in force."""
+
+    cause: str
+
+
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
     """The ledger debited these bits for this holder."""
 
@@ -160,6 +177,8 @@ AnyLeaf = (
     | Recovered
     | Forfeited
     | PolicyLoaded
+    | LicenceInstalled
+    | LicenceLapsed
     | LeaseGranted
     | LeaseClosed
     | Fences
