@@ -1,6 +1,6 @@
 """The operating licence: what one says, who has signed it, and whether it holds here and now. Pure; no clock, no disk.
 
-A licence is a DSSE envelope (github.com/secure-systems-lab/dsse, protocol 1.0) around canonical JSON. It names a policy by its digest
+A licence is a DSSE envelope (github.com/secure-systems-lab/dsse, protocol 1.0) around canonical JSON. It names a policy by digest
 and the gateways it is for, and it ends. As in TUF (section 1.5.2 of its specification) its version never goes back and time
 never either: what was in force here is remembered, and an older licence or an earlier hour is refused. Signatures are counted
 by key, never by signature and never by the key id that an envelope claims.

@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gateway.audit.sealing import SECRET_BYTES, AuditorSecret, auditor_secret, public_bytes
 
 LINE_BYTES_MAX = 4096
-_LINE = re.compile(r"weir-(auditor|signer)-(x25519|xwing|ed25519)-secret:([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([A-Za-z0-9+/=]+)\n?")
+_LINE = re.compile(
+    r"weir-(auditor|signer)-(x25519|xwing|ed25519)-secret:([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([A-Za-z0-9+/=]+)\n?"
+)
 
 
 class KeyFileError(Exception):
@@ -58,7 +60,9 @@ def _write(path: Path, line: str) -> None:
             file.flush()
             os.fsync(fd)  # its public half is about to be relied on
     except FileExistsError as fault:
-        raise KeyFileError(f"{path}: there is a file already, and a key that is lost is lost: choose another name") from fault
+        raise KeyFileError(
+            f"{path}: there is a file already, and a key that is lost is lost: choose another name"
+        ) from fault
     except OSError as fault:
         raise KeyFileError(f"{path}: {fault.strerror}") from fault
 

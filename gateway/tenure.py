@@ -149,7 +149,11 @@ class Tenure:
         found = await self.examine(self._policy)
         held = self._standing if isinstance(self._standing, Licence) and self.denied is None else None
         suspect, self._suspect = self._suspect, found if isinstance(found, Denied) else None
-        if held is not None and isinstance(found, Denied) and (found.cause in _LATER or suspect is None or suspect.cause is not found.cause):
+        if (
+            held is not None
+            and isinstance(found, Denied)
+            and (found.cause in _LATER or suspect is None or suspect.cause is not found.cause)
+        ):
             found = held
         await self._stand(found)
 
@@ -192,7 +196,9 @@ class Tenure:
     async def _stand(self, found: Licence | Denied) -> None:
         before, self._standing = self._standing, found
         for licence in (before, found):
-            if isinstance(licence, Licence):  # no further than its end: a clock that ran ahead must not outlive the next one
+            if isinstance(
+                licence, Licence
+            ):  # no further than its end: a clock that ran ahead must not outlive the next one
                 self._see(min(self._clock.wall_s(), licence.terms.expires))
         self._metrics.licence_ok.set(isinstance(found, Licence))
         if isinstance(found, Licence):

@@ -33,7 +33,10 @@ def contradictions(document: Outline) -> Iterator[tuple[Path, str]]:
     signers = len(list(Outline.members(document.at("licence", "keys"))))
     threshold = _try(partial(whole_number, most=SIGNERS_MAX), document.at("licence", "threshold"))
     if signers and threshold is not None and threshold > signers:
-        yield ("licence", "threshold"), f"must not be more than the number of keys, {signers}: no licence could be signed"
+        yield (
+            ("licence", "threshold"),
+            f"must not be more than the number of keys, {signers}: no licence could be signed",
+        )
     meters = [_text(meter) for _, meter in Outline.members(document.at("meters"))]
     if meters and "raw" not in meters:
         yield ("meters",), "must name raw: every answer is charged raw when it leaves, other meters refund"
@@ -47,9 +50,7 @@ def contradictions(document: Outline) -> Iterator[tuple[Path, str]]:
             yield ("meters", index), f"{quoted(meter)} is already listed"
 
 
-def _key_contradictions(
-    document: Outline, path: Path, read: Callable[[str], PublicKey]
-) -> Iterator[tuple[Path, str]]:
+def _key_contradictions(document: Outline, path: Path, read: Callable[[str], PublicKey]) -> Iterator[tuple[Path, str]]:
     """No name and no key twice: who signs under two names still signs once."""
     names: set[str] = set()
     owners: dict[str, str] = {}

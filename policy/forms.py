@@ -400,7 +400,9 @@ class LicenceForm(_Form):
         description="Public keys of those who may sign, made by `weir licence key`"
     )
     threshold: _Threshold = Field(description="How many of the keys must have signed")
-    gateway: _GatewayName = Field(description="What this gateway is called in licences; not part of the policy's digest")
+    gateway: _GatewayName = Field(
+        description="What this gateway is called in licences; not part of the policy's digest"
+    )
 
     def rule(self) -> rules.LicenceRule:
         return rules.LicenceRule(

@@ -91,5 +91,7 @@ def run_auditor(arguments: argparse.Namespace) -> int:
         return 1
     sys.stdout.write(f"{public}\n")
     sys.stderr.write(f"The line above goes under 'audit: auditors:' of the policy. The private key is in {path}:\n")
-    sys.stderr.write("keep it away from the gateway, and keep a copy. Who loses it cannot read what was sealed to it.\n")
+    sys.stderr.write(
+        "keep it away from the gateway, and keep a copy. Who loses it cannot read what was sealed to it.\n"
+    )
     return 0

@@ -106,7 +106,10 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="a gateway that it is for; may be given many times (default: the policy's own)",
     )
     new.add_argument(
-        "--expires", default="24h", metavar="DURATION", help="how long it lasts from now, such as 24h (default: %(default)s)"
+        "--expires",
+        default="24h",
+        metavar="DURATION",
+        help="how long it lasts from now, such as 24h (default: %(default)s)",
     )
     new.add_argument(
         "--version",
@@ -114,7 +117,9 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="higher than any that was in force (default: one more than the licence the policy names, or 1)",
     )
-    new.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to; an existing file is not overwritten")
+    new.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="where to; an existing file is not overwritten"
+    )
     new.set_defaults(run=_guarded(_new))
 
     signing = commands.add_parser(
@@ -221,7 +226,9 @@ def _show(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"  {key.name:<20} {'signed' if key in signers else '-'}\n")
     unknown = len(licence.signatures) - len(signers)
     if unknown:
-        sys.stdout.write(f"  {unknown} more that count for nothing: of other keys, of a key that signed already, or broken\n")
+        sys.stdout.write(
+            f"  {unknown} more that count for nothing: of other keys, of a key that signed already, or broken\n"
+        )
     sys.stdout.write(f"{len(signers)} of {rule.threshold} signatures that the policy asks for\n")
     now_s = _wall_s()
     for denied in (authentic(licence, rule), covers(licence, policy.digest), timely(licence, wall_s=now_s, latest_s=0)):

@@ -45,7 +45,13 @@ RULE = LicenceRule(file="licence.json", keys=KEYS, threshold=2, gateway="gate-1"
 
 
 def terms(**changes: Any) -> Terms:
-    usual = {"version": 5, "not_before": NOON, "expires": NOON + DAY_S, "gateways": ("gate-1", "gate-2"), "policy": POLICY}
+    usual = {
+        "version": 5,
+        "not_before": NOON,
+        "expires": NOON + DAY_S,
+        "gateways": ("gate-1", "gate-2"),
+        "policy": POLICY,
+    }
     return Terms(**(usual | changes))
 
 
@@ -57,11 +63,14 @@ def signed(*keys: Ed25519PrivateKey, **changes: Any) -> Licence:
 
 
 def said(
-    licence: Licence, *, rule: LicenceRule = RULE, wall_s: float = NOON + 1, latest_s: float = 0, memory: Memory | None = None
+    licence: Licence,
+    *,
+    rule: LicenceRule = RULE,
+    wall_s: float = NOON + 1,
+    latest_s: float = 0,
+    memory: Memory | None = None,
 ) -> Denied | None:
-    return objection(
-        licence, rule=rule, policy=POLICY, memory=memory or Memory(), wall_s=wall_s, latest_s=latest_s
-    )
+    return objection(licence, rule=rule, policy=POLICY, memory=memory or Memory(), wall_s=wall_s, latest_s=latest_s)
 
 
 def denied(licence: Licence, **situation: Any) -> tuple[Cause, str]:
@@ -133,7 +142,10 @@ def test_an_older_version_does_not_come_back() -> None:
 def test_one_version_has_one_content() -> None:
     memory = Memory().with_licence(signed())
     cause, detail = denied(signed(expires=NOON + 2 * DAY_S), memory=memory)
-    assert (cause, detail) == (Cause.ROLLED_BACK, "another licence was version 5 already; a new one takes a new version")
+    assert (cause, detail) == (
+        Cause.ROLLED_BACK,
+        "another licence was version 5 already; a new one takes a new version",
+    )
 
 
 def test_before_its_time_it_does_not_hold() -> None:
