@@ -26,8 +26,10 @@ from gateway.edge.public import PublicServer
 from gateway.edge.scorer import HttpScorer
 from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
+from gateway.guard import guarded, keep_guard
 from gateway.holdings import Holdings, in_purse
 from gateway.leases import Leases
+from gateway.ledger.fenced import FencedLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
@@ -35,7 +37,7 @@ from gateway.record import Leaf, LicenceLapsed, PolicyLoaded, Refusals, Started,
 from gateway.recovery import recover
 from gateway.refills import Refills
 from gateway.relay import Relay
-from gateway.serving import serving
+from gateway.serving import Serving, serving
 from gateway.session import Session
 from gateway.settle import Settler
 from gateway.status import Status
@@ -74,7 +76,6 @@ class Gateway:
         self.clock: Clock = SystemClock()
         meters = meters_of(policy)
         self.codes = codes_digest(policy, meters)
-        self.ledger = kept.ledger if kept is not None else open_ledger(policy, codes=self.codes, clock=self.clock)
         self._audit = kept.audit if kept is not None else SegmentLog(Path(policy.audit.directory))
         self.tick = Tick(
             clock=self.clock,
@@ -84,6 +85,13 @@ class Gateway:
             usable=self._usable,
             short=self._refill,
         )
+        self._guard: FencedLedger | None = None
+        self.ledger: Ledger
+        if kept is not None:
+            self.ledger = kept.ledger
+        else:
+            store = open_ledger(policy, codes=self.codes, clock=self.clock)
+            self.ledger = self._guard = guarded(store, audit=self._audit, clock=self.clock, record=self.tick.record)
         self.leases = Leases(
             ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush, log=log.problem
         )
@@ -221,6 +229,9 @@ class Gateway:
                 boot_id=self.clock.boot_id(),
             )
         )
+        await (
+            self.tick.flush()
+        )  # before the first grant: of a holder that is not on the record nothing can be recovered
         await self.leases.refresh()
         await self._connect(self.serving.policy)
         await self.tenure.look()
@@ -277,6 +288,16 @@ class Gateway:
             tasks.create_task(self._keep_leases())
             tasks.create_task(self._keep_house())
             tasks.create_task(self.tenure.run())
+            if self._guard is not None:
+                tasks.create_task(
+                    keep_guard(
+                        self._guard,
+                        accounts=lambda: accounts_in_use(self.serving, self.clock),
+                        clock=self.clock,
+                        metrics=self.metrics,
+                        record=self.tick.record,
+                    )
+                )
 
     async def _drain(self, sites: Sequence[web.BaseSite], core: asyncio.Task[None]) -> None:
         """Refuse new answers, let open ones finish, give the leases back, close the log."""
@@ -295,10 +316,10 @@ class Gateway:
         await _ended(core)
         try:
             await self.leases.close()
+            self.tick.record(Stopped(at_ms=self._now_ms(), holder=self.leases.holder))
         except LedgerUnavailable as fault:
-            # The log has what did not leave. The next start reads it there, and tells the ledger.
+            # Without `Stopped` the next start reads in the log what did not leave, and tells the ledger.
             log.problem("ledger unavailable; what is left of the leases goes back at the next start", error=str(fault))
-        self.tick.record(Stopped(at_ms=self._now_ms(), holder=self.leases.holder))
         await self.tick.flush()
         for site in admin:
             await site._runner.cleanup()  # noqa: SLF001
@@ -431,6 +452,11 @@ def bound(address: Address, *, shared: bool = False) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_SEND_BUFFER_BYTES)
     listener.bind((address.host, address.port))
     return listener
+
+
+def accounts_in_use(serving: Serving, clock: Clock) -> Collection[str]:
+    """The ids of all accounts that a request could touch now."""
+    return {account.id for account in serving.accounts.all(now_s=clock.wall_s())}
 
 
 async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders: Collection[str] | None = None) -> None:

@@ -36,7 +36,8 @@ class Claims:
         """Every claim with its conditions, for people (`text`) and programs (figures)."""
         serving = self._serving()
         held, registry = await self._held(), await self._registry()
-        debited = {state.account: state.debited_bits for state in await self._ledger.states()}
+        ids = [account.id for account in serving.accounts.all(now_s=self._clock.wall_s())]
+        debited = {state.account: state.debited_bits for state in await self._ledger.states(ids)}
         return {
             "now": int(self._clock.wall_s()),
             "policy": serving.policy.digest,

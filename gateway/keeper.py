@@ -18,13 +18,24 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from gateway import log
-from gateway.app import bound, codes_digest, licensed, meters_of, port_of, settle_past, site_on, unchangeable
+from gateway.app import (
+    accounts_in_use,
+    bound,
+    codes_digest,
+    licensed,
+    meters_of,
+    port_of,
+    settle_past,
+    site_on,
+    unchangeable,
+)
 from gateway.audit.segments import SegmentLog
 from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
 from gateway.edge.admin import AdminServer
 from gateway.edge.strict import assert_strict
+from gateway.guard import guarded, keep_guard
 from gateway.holdings import Holdings, together
 from gateway.host.channel import Answers
 from gateway.host.crew import Crew, Worker
@@ -82,8 +93,10 @@ class Keeper:
         self.serving = serving(config.policy, parameters=config.parameters)
         self.codes = codes_digest(config.policy, meters_of(config.policy))
         self._public, self._port = _public(config.policy.listen)
-        self.ledger = open_ledger(config.policy, codes=self.codes, clock=self.clock)
         self._audit = SegmentLog(Path(config.policy.audit.directory))
+        self._recording: set[asyncio.Task[None]] = set()
+        store = open_ledger(config.policy, codes=self.codes, clock=self.clock)
+        self.ledger = guarded(store, audit=self._audit, clock=self.clock, record=self._record)
         self._crew = Crew(
             count=workers,
             listener=self._public if self._public.family == socket.AF_UNIX else None,
@@ -128,6 +141,15 @@ class Keeper:
         crew = asyncio.create_task(self._crew.run())
         crew.add_done_callback(lambda _: self._stop.set())
         collecting = asyncio.create_task(self._collect_often())
+        guarding = asyncio.create_task(
+            keep_guard(
+                self.ledger,
+                accounts=lambda: accounts_in_use(self.serving, self.clock),
+                clock=self.clock,
+                metrics=self.metrics,
+                record=self._record,
+            )
+        )
         announcing = asyncio.create_task(self._announce(port_of(admin)))
         await self._stop.wait()
         announcing.cancel()
@@ -136,6 +158,8 @@ class Keeper:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching  # if it failed, so did the keeper
+        guarding.cancel()
+        await asyncio.gather(*self._recording)
         await site._runner.cleanup()  # noqa: SLF001  aiohttp gives a site no public way to its runner
         await self.ledger.close()
         await self._audit.close()
@@ -170,6 +194,15 @@ class Keeper:
             await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))
             self.metrics.reloads.labels("taken").inc()
             log.event("policy reloaded", policy=config.policy.digest, raised=list(raised))
+
+    def _record(self, leaf: Leaf) -> None:
+        task = asyncio.create_task(self._append(leaf))
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+
+    async def _append(self, leaf: Leaf) -> None:
+        with suppress(AuditFailed):  # which ends the keeper by other means
+            await self.append_lines(lines([Entry(leaf)]))
 
     async def append_lines(self, payload: bytes) -> None:
         """The audit log, as workers have it. If it fails all end here, before any of them can go on."""

@@ -111,6 +111,11 @@ class Metrics:
             buckets=REQUEST_BUCKETS_S,
             registry=r,
         )
+        self.ledger_frozen = Gauge(
+            "weir_ledger_frozen_accounts",
+            "Accounts that grant nothing because the ledger has forgotten grants of them; see `weir ledger thaw`.",
+            registry=r,
+        )
         self.ledger_errors = Counter("weir_ledger_errors", "Times the ledger did not answer.", registry=r)
         self.settle_backlog = Gauge(
             "weir_settle_backlog_answers", "Closed answers waiting to be settled, by code.", ["code"], registry=r

@@ -157,8 +157,10 @@ class Ledger(Protocol):
         The fence goes on above the one that `freeze` named.
         """
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
-        """Leases by id, beginning after `after`."""
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
+        """Leases by id, beginning after `after`: those of one holder, or all."""
 
     async def close(self) -> None:
         """Finish what was begun and let go of the store."""

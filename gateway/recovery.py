@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from gateway.ports import AuditLog, Clock, Ledger
+from gateway.ports import AuditLog, Clock, LeaseState, Ledger
 from gateway.record import (
     Closed,
     Entry,
@@ -32,6 +33,8 @@ from gateway.record import (
 from policy.codelength import parting_bits
 from policy.limits import RECENT_S
 
+LEASES_PAGE = 1000
+UNRECORDED_S_MAX = 2.0  # between a grant, by the store's clock, and the holder's last word on the record: a few flushes
 # What the silence of an answer that was open may have said. Longer than the longest answer, in the shortest ticks.
 SILENCE_BITS = parting_bits(idle_ticks=2**32)
 
@@ -188,19 +191,53 @@ async def recover(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders: Col
         if await _is_stale(estate, ledger=ledger, clock=clock):
             stale.append(estate.holder)
             continue
-        returns = estate.returns()
         at_ms = int(clock.wall_s() * 1000)
-        leaves = [
-            LeaseClosed(at_ms=at_ms, lease=lease, holder=estate.holder, returned=r) for lease, r in returns.items()
+        unrecorded = await _unrecorded(estate, ledger=ledger)
+        returns = estate.returns() | {lease.lease: _whole(lease, estate) for lease in unrecorded}
+        late = [_granted_late(lease, at_ms=at_ms) for lease in unrecorded]
+        closed_late = [
+            LeaseClosed(at_ms=at_ms, lease=lease, holder=estate.holder, returned=bits)
+            for lease, bits in returns.items()
         ]
-        if leaves:
-            await audit.append([Entry(leaf) for leaf in leaves])
+        if closed_late:
+            await audit.append([Entry(leaf) for leaf in (*late, *closed_late)])
         for lease, bits in (*estate.closing.items(), *returns.items()):
             closed = await ledger.close_lease(lease=lease, holder=estate.holder, returned=bits)
             for account in closed:
                 returned[account] = returned.get(account, 0) + bits[account]
         await audit.append([Entry(Recovered(at_ms=at_ms, holder=estate.holder))])
     return Recovery(returned_bits={account: bits for account, bits in returned.items() if bits}, stale=stale)
+
+
+async def _unrecorded(estate: Estate, *, ledger: Ledger) -> Sequence[LeaseState]:
+    """The holder's leases that the store has open and the record does not know: it died before they came on the record."""
+    found: list[LeaseState] = []
+    after = ""
+    while page := await ledger.leases(holder=estate.holder, after=after, count_max=LEASES_PAGE):
+        found += [
+            lease
+            for lease in page
+            if lease.bits.keys() > lease.returned_bits.keys()
+            and lease.lease not in estate.leases
+            and lease.lease not in estate.closing
+        ]
+        after = page[-1].lease
+    return found
+
+
+def _whole(lease: LeaseState, estate: Estate) -> dict[str, int]:
+    """What leaves comes on the record after the lease that it is charged to: of an unrecorded lease nothing has left.
+
+    That holds if the record is whole up to the holder's death, so the lease must be no older or younger than the last word
+    on it. Of any other, nothing goes back.
+    """
+    granted_s = datetime.fromisoformat(lease.granted_at).timestamp()
+    is_last = abs(granted_s - estate.last_ms / 1000) <= UNRECORDED_S_MAX
+    return {account: bits if is_last else 0 for account, bits in lease.bits.items()}
+
+
+def _granted_late(lease: LeaseState, *, at_ms: int) -> LeaseGranted:
+    return LeaseGranted(at_ms=at_ms, lease=lease.lease, holder=lease.holder, bits=dict(lease.bits), fences={})
 
 
 async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:

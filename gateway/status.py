@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.holdings import Holdings
 from gateway.metrics import Metrics
-from gateway.ports import Clock, Ledger, LedgerUnavailable
+from gateway.ports import AccountState, Clock, Ledger, LedgerUnavailable
 from gateway.serving import Serving
 from policy.budget import Account
 from policy.claims import Theft
@@ -39,7 +39,7 @@ class Status:
     async def ledger_answers(self) -> bool:
         """Whether the store can be asked."""
         try:
-            await self._ledger.states()
+            await self._ledger.states([])
         except LedgerUnavailable:
             self._metrics.ledger_errors.inc()
             return False
@@ -50,12 +50,12 @@ class Status:
         now_s = self._clock.wall_s()
         accounts = serving.accounts.of_tenant(tenant.name, now_s=now_s)
         try:
-            held, debited = await self._held(), await self._debited()
+            held, states = await self._held(), await self._states(accounts)
         except LedgerUnavailable:
             self._metrics.ledger_errors.inc()
             message = "The budget cannot be read right now."
             return Refused(reason=Reason.LEDGER_UNAVAILABLE, message=message, retry_after_s=5)
-        data = [_public(account, _figures(account, held, debited)) for account in accounts]
+        data = [_public(account, _figures(account, held, states)) for account in accounts]
         return msgspec.json.encode({"object": "list", "tenant": tenant.name, "data": data})
 
     async def snapshot(self) -> dict[str, object]:
@@ -63,15 +63,17 @@ class Status:
         serving = self._serving()
         now_s = self._clock.wall_s()
         held = await self._held()  # before the ledger is asked: a grant between the two counts as used for a moment
-        fault, debited = None, {}
+        in_use = serving.accounts.all(now_s=now_s)
+        fault, states = None, {}
         try:
-            debited = await self._debited()
+            states = await self._states(in_use)
+            self._metrics.ledger_frozen.set(sum(state.frozen for state in states.values()))
         except LedgerUnavailable as unavailable:
             self._metrics.ledger_errors.inc()
             fault = str(unavailable)
         accounts = []
-        for account in serving.accounts.all(now_s=now_s) if fault is None else ():
-            figures = _figures(account, held, debited)
+        for account in in_use if fault is None else ():
+            figures = _figures(account, held, states)
             labels = (account.owner, account.name, account.window.name)
             self._metrics.budget_limit.labels(*labels).set(account.limit_bits)
             self._metrics.budget_used.labels(*labels).set(figures["used_bits"])
@@ -80,6 +82,7 @@ class Status:
             accounts.append(
                 {"id": account.id, "owner": account.owner, "name": account.name, "window": account.window.name}
                 | {"resets_at": account.expires_s, "limit_bits": account.limit_bits, **figures}
+                | {"frozen": account.counted_in in states and states[account.counted_in].frozen}
             )
         models = []
         for claim in serving.claims:
@@ -102,8 +105,8 @@ class Status:
             "accounts": accounts,
         }
 
-    async def _debited(self) -> dict[str, int]:
-        return {state.account: state.debited_bits for state in await self._ledger.states()}
+    async def _states(self, accounts: Sequence[Account]) -> dict[str, AccountState]:
+        return {state.account: state for state in await self._ledger.states([account.id for account in accounts])}
 
 
 def days_to_theft(theft: Theft) -> float:
@@ -127,15 +130,16 @@ def _public(account: Account, figures: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _figures(account: Account, held: Holdings, debited: dict[str, int]) -> dict[str, int]:
+def _figures(account: Account, held: Holdings, states: Mapping[str, AccountState]) -> dict[str, int]:
     """`used` is what left or may have left: debited, less what is held and known not to have left.
 
     Of a sliding window, what is held of earlier steps counts as used until it has gone back.
     """
     of_account = held.of(account.id)
+    debited_bits = states[account.counted_in].debited_bits if account.counted_in in states else 0
     unspent_bits = of_account.reserved_bits + of_account.leased_bits
     return {
-        "used_bits": max(debited.get(account.counted_in, 0) - unspent_bits, 0),
+        "used_bits": max(debited_bits - unspent_bits, 0),
         "reserved_bits": of_account.reserved_bits,
         "leased_bits": of_account.leased_bits,
     }

@@ -38,6 +38,19 @@ QUANTUM_BYTES_MIN = (
 )
 QUANTUM_BYTES_MAX = 1024  # more would stall ordinary answers between quanta
 
+# Several hosts: the primary is among them. The options are libpq's, but for `standbys`.
+POSTGRES_PATTERN = r"postgresql://([^:@/\s]+@)?([\w.-]+|\[[0-9a-fA-F:]+\])?(:[0-9]+)?(,([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?)*/[^:@/\s]+"
+POSTGRES_OPTIONS = (
+    "standbys",
+    "target_session_attrs",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "passfile",
+)
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 _ARTICLES = {"text": "text", "number": "a number", "boolean": "a boolean"}
@@ -128,14 +141,36 @@ def _bits(text: str) -> int:
     return bits
 
 
-def _ledger(text: str) -> rules.SqliteLedger | rules.MemoryLedger:
+def _ledger(text: str) -> rules.Ledger:
     if text == "memory":
         return rules.MemoryLedger()
-    if text.startswith("postgresql:"):
-        raise ValueError("PostgreSQL ledgers are not available in this version; write sqlite:<path> or memory")
-    if not text.startswith("sqlite:"):
-        raise ValueError(f"{quoted(text)} is not a ledger; write sqlite:./var/ledger.db or memory")
+    kind = text.partition(":")[0]  # what follows may hold a password, and is not repeated
+    if kind in {"postgresql", "postgres"}:
+        return _postgres_ledger(text)
+    if kind != "sqlite" or kind == text:
+        raise ValueError(
+            f"{quoted(kind)} is not a ledger; write sqlite:./var/ledger.db, postgresql://user@host/database or memory"
+        )
     return rules.SqliteLedger(path=_text(text.removeprefix("sqlite:")))
+
+
+def _postgres_ledger(text: str) -> rules.PostgresLedger:
+    head, _, query = text.partition("?")
+    if re.match("[a-z]+://[^@]*:[^@]*@", head) or "password=" in query:
+        raise ValueError("a password does not belong in a policy; write it into ~/.pgpass, or into PGPASSWORD")
+    if not re.fullmatch(POSTGRES_PATTERN, head):
+        raise ValueError(
+            "not a database's address; write postgresql://user@host/database, or several host:port with commas"
+        )
+    options = [part.partition("=")[::2] for part in query.split("&") if part]
+    for name, _value in options:
+        if name not in POSTGRES_OPTIONS:
+            raise ValueError(f"{quoted(name)} is not known here; known are {', '.join(POSTGRES_OPTIONS)}")
+    standbys = dict(options).get("standbys", "0")
+    if not re.fullmatch("[0-9]", standbys):
+        raise ValueError(f"standbys={quoted(standbys)} must be from 0 to 9")
+    kept = "&".join(f"{name}={value}" for name, value in options if name != "standbys")
+    return rules.PostgresLedger(url=f"{head}?{kept}" if kept else head, standbys=int(standbys))
 
 
 def _pattern(pattern: str) -> WithJsonSchema:
@@ -173,7 +208,7 @@ _CodeOrNone = Annotated[str | None, _value(quantity.code_digest), _pattern(quant
 _Key = Annotated[str, _value(quantity.key_digest), _pattern(quantity.DIGEST_PATTERN)]
 _Auditor = Annotated[rules.PublicKey, _value(auditor_key), _pattern(AUDITOR_PATTERN)]
 _Signer = Annotated[rules.PublicKey, _value(signer_key), _pattern(SIGNER_PATTERN)]
-_Ledger = Annotated[rules.SqliteLedger | rules.MemoryLedger, _value(_ledger), _pattern("^(sqlite:.+|memory)$")]
+_Ledger = Annotated[rules.Ledger, _value(_ledger), _pattern("^(sqlite:.+|postgresql://.+|memory)$")]
 _ModelName = Annotated[str, AfterValidator(_name)]
 _GatewayName = Annotated[str, _value(_name, kind="text", instead="write it in quotes"), _pattern(NAME_PATTERN)]
 _TenantName = Annotated[str, AfterValidator(_tenant_name)]
@@ -428,7 +463,7 @@ class PolicyForm(_Form):
     licence: LicenceForm | None = Field(None, description="Without a signed licence in force, nothing leaves")
     ledger: _Ledger = Field(
         default_factory=rules.SqliteLedger,
-        description="Where spent bits are kept: sqlite:<path>, or memory for tests",
+        description="Where spent bits are kept: sqlite:<path>, postgresql://<user>@<host>/<database>, or memory for tests",
         json_schema_extra={"default": f"sqlite:{rules.LEDGER_PATH}"},
     )
 

@@ -224,8 +224,17 @@ class SqliteLedger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresLedger:
+    url: str  # never with a password
+    standbys: int = 0  # so many must have a commit before it counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLedger:
     """Forgets what was spent when the process ends: for tests and demonstrations."""
+
+
+Ledger = SqliteLedger | PostgresLedger | MemoryLedger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +249,7 @@ class Policy:
     scorer: Scorer | None = field(default=None, metadata=LATER)  # set exactly if the meters name language_model
     audit: Audit = field(default_factory=Audit)
     licence: LicenceRule | None = field(default=None, metadata=LATER)
-    ledger: SqliteLedger | MemoryLedger = field(default_factory=SqliteLedger)
+    ledger: Ledger = field(default_factory=SqliteLedger)
     digest: str  # rules_digest of all the fields above
 
 

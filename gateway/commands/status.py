@@ -100,7 +100,7 @@ def _table(snapshot: dict[str, Any], before: dict[str, Any] | None) -> Table:
         is_model = account["owner"] == "model"
         to_theft = days[account["name"]] if is_model else None
         table.add_row(
-            f"{account['owner']} {account['name']}",
+            f"{account['owner']} {account['name']}" + (" FROZEN: see weir ledger thaw" if account["frozen"] else ""),
             account["window"],
             bytes_text(account["limit_bits"]),
             bytes_text(account["used_bits"]),

@@ -100,6 +100,7 @@ class Thaw(Struct, frozen=True, tag=True):
 class Leases(Struct, frozen=True, tag=True):
     """`Ledger.leases`."""
 
+    holder: str | None
     after: str
     count_max: int
 
@@ -137,7 +138,7 @@ def answers(*, ledger: Ledger, audit: LineLog, holds: Callable[[str], None]) -> 
         States: lambda asked: ledger.states(asked.accounts),
         Freeze: lambda asked: ledger.freeze(asked.fences),
         Thaw: lambda asked: ledger.thaw(asked.account, lost_bits=asked.lost_bits),
-        Leases: lambda asked: ledger.leases(after=asked.after, count_max=asked.count_max),
+        Leases: lambda asked: ledger.leases(holder=asked.holder, after=asked.after, count_max=asked.count_max),
         Append: lambda asked: audit.append_lines(asked.lines),
     }
 
@@ -183,9 +184,11 @@ class RemoteLedger:
         """See `Ledger.thaw`."""
         return await self._ask(Thaw(account, lost_bits), bool)
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
         """See `Ledger.leases`."""
-        return await self._ask(Leases(after, count_max), list[LeaseState])
+        return await self._ask(Leases(holder, after, count_max), list[LeaseState])
 
     async def close(self) -> None:
         """The store is the keeper's to close."""

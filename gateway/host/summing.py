@@ -30,6 +30,7 @@ KEEPERS_GAUGES = frozenset(
         "weir_budget_used_bits",  # debited, less what all workers hold
         "weir_budget_reserved_bits",  # summed before it is set, together with `used`, so that the two agree
         "weir_budget_leased_bits",
+        "weir_ledger_frozen_accounts",  # as the ledger says
         "weir_days_to_theft",  # from the policy alone
         "weir_config_last_reload_success_timestamp_seconds",  # the keeper reads the file; a restarted worker loads nothing new
         "weir_licence_expires_timestamp_seconds",  # of the file, which all share

@@ -149,9 +149,13 @@ class MemoryLedger:
         frozen.frozen_fence = None
         return True
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
         """See `Ledger.leases`."""
-        names = sorted(name for name in self._leases if name > after)[:count_max]
+        names = sorted(name for name, lease in self._leases.items() if name > after and holder in (None, lease.holder))[
+            :count_max
+        ]
         return [
             LeaseState(
                 lease=name,

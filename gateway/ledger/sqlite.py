@@ -94,9 +94,11 @@ class SqliteLedger:
         """See `Ledger.thaw`."""
         return await self._submit(lambda db: operations.thaw(db, account, lost_bits=lost_bits))
 
-    async def leases(self, *, after: str = "", count_max: int = 1000) -> Sequence[LeaseState]:
+    async def leases(
+        self, *, holder: str | None = None, after: str = "", count_max: int = 1000
+    ) -> Sequence[LeaseState]:
         """See `Ledger.leases`."""
-        return await self._submit(lambda db: operations.leases(db, after=after, count_max=count_max))
+        return await self._submit(lambda db: operations.leases(db, holder=holder, after=after, count_max=count_max))
 
     async def close(self) -> None:
         """Write what is queued, then close the file."""

@@ -176,21 +176,23 @@ def thaw(db: apsw.Connection, account: str, *, lost_bits: int) -> bool:
     return db.execute(update, (lost_bits, account)).get is not None
 
 
-def leases(db: apsw.Connection, *, after: str, count_max: int) -> Sequence[LeaseState]:
+def leases(db: apsw.Connection, *, holder: str | None, after: str, count_max: int) -> Sequence[LeaseState]:
     """See `Ledger.leases`."""
+    page = "SELECT * FROM lease WHERE id > :after ORDER BY id LIMIT :count"
+    if holder is not None:
+        page = "SELECT * FROM lease WHERE holder = :holder AND id > :after ORDER BY id LIMIT :count"
     rows = db.execute(
-        "SELECT lease.id, holder, codes, granted_at, account, bits, returned_bits"
-        " FROM (SELECT * FROM lease WHERE id > ? ORDER BY id LIMIT ?) AS lease"
+        f"SELECT lease.id, holder, codes, granted_at, account, bits, returned_bits FROM ({page}) AS lease"  # noqa: S608  constants
         " LEFT JOIN lease_amount AS amount ON amount.lease = lease.id ORDER BY lease.id, account",
-        (after, count_max),
+        {"holder": holder, "after": after, "count": count_max},
     )
     found = []
-    for (lease, holder, codes, granted_at), group in groupby(rows, key=itemgetter(0, 1, 2, 3)):
+    for (lease, whose, codes, granted_at), group in groupby(rows, key=itemgetter(0, 1, 2, 3)):
         amounts = [(account, bits, returned) for *_, account, bits, returned in group if account is not None]
         found.append(
             LeaseState(
                 lease=lease,
-                holder=holder,
+                holder=whose,
                 codes=codes,
                 granted_at=granted_at,
                 bits={account: bits for account, bits, _ in amounts},

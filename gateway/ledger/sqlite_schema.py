@@ -33,6 +33,7 @@ CREATE TABLE lease (
     codes      TEXT NOT NULL,  -- digest of the code set that its bits are counted under
     granted_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX lease_of_holder ON lease (holder);
 CREATE TABLE lease_amount (
     lease         TEXT NOT NULL REFERENCES lease (id),
     account       TEXT NOT NULL REFERENCES account (id),

@@ -9,7 +9,9 @@ import pytest
 from gateway.clock import SystemClock
 from gateway.host.channel import open_channel
 from gateway.host.remote import FAULTS, RemoteLedger, answers
+from gateway.ledger.fenced import FencedLedger
 from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.postgres import PostgresLedger
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountFrozen, AccountLimit, AccountState, ClockBehind, Granted, OverLimit, Wanted
 from policy.budget import Step
@@ -18,9 +20,15 @@ BIG = 2**62
 STEPS = 3  # of the sliding windows here: a step counts with the two before it
 
 
-@pytest.fixture(params=["memory", "sqlite", "remote"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "fenced", "remote"])
 async def ledger(request, tmp_path):
-    made = SqliteLedger(tmp_path / "ledger.db") if request.param == "sqlite" else MemoryLedger(clock=SystemClock())
+    made = MemoryLedger(clock=SystemClock())
+    if request.param == "sqlite":
+        made = SqliteLedger(tmp_path / "ledger.db")
+    elif request.param == "postgresql":
+        made = PostgresLedger(request.getfixturevalue("databases").new(), log=print)
+    elif request.param == "fenced":
+        made = FencedLedger(made, fences={}, on_frozen=pytest.fail)
     if request.param == "remote":
         async with over_channel(made) as remote:
             yield remote
@@ -257,6 +265,12 @@ async def test_a_clock_that_is_one_step_behind_is_counted_and_one_further_behind
         await slide(ledger, 8, 0)
 
 
+async def test_a_lease_of_a_step_that_is_over_is_still_told(ledger):
+    await slide(ledger, 10, 7, lease="early")
+    await slide(ledger, 20, 1)
+    assert dict((await slide(ledger, 10, 7, lease="early")).bits) == {"s10": 7}
+
+
 async def test_a_series_has_the_limit_of_its_steps(ledger):
     assert await register_step(ledger, 1, limit_bits=100) == []
     assert await register_step(ledger, 2, limit_bits=200) == ["s"]
@@ -278,6 +292,12 @@ async def test_a_frozen_account_grants_nothing_until_it_is_thawed_with_what_was_
     assert await ledger.thaw("a", lost_bits=30)
     assert dict((await grant(ledger, lease="l2", a=1, b=1)).fences) == {"a": 9, "b": 1}
     assert await debited(ledger) == {"a": 36, "b": 1}
+
+
+async def test_an_account_that_nobody_registered_cannot_be_frozen(ledger):
+    with pytest.raises(KeyError):
+        await ledger.freeze({"unknown": 1})
+    assert await ledger.states() == []
 
 
 async def test_a_thaw_takes_no_more_than_the_limit_and_only_of_an_account_that_is_frozen(ledger):
@@ -404,3 +424,13 @@ async def test_a_cancelled_wait_leaves_the_grant_whole_or_not_made(ledger):
     for number in range(20):
         assert isinstance(await grant(ledger, lease=f"l{number}", a=10, b=10), Granted)
     assert await debited(ledger) == {"a": 200, "b": 200}
+
+
+async def test_the_leases_of_one_holder_are_listed_page_by_page(ledger):
+    await register(ledger, a=100)
+    for number in range(6):
+        await grant(ledger, lease=f"l{number}", holder="even" if number % 2 == 0 else "odd", a=1)
+    assert [lease.lease for lease in await ledger.leases(holder="odd")] == ["l1", "l3", "l5"]
+    assert [lease.lease for lease in await ledger.leases(holder="even", count_max=2)] == ["l0", "l2"]
+    assert [lease.lease for lease in await ledger.leases(holder="even", after="l2", count_max=2)] == ["l4"]
+    assert list(await ledger.leases(holder="nobody")) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -16,10 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.audit.segments import SegmentLog
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ports import AccountLimit, Wanted
-from gateway.record import Entry, LeaseGranted
 from tests.e2e.conftest import Start
 from tests.e2e.processes import REPOSITORY, environment, policy, weir
 
@@ -207,31 +204,6 @@ def test_a_file_that_is_no_ledger_and_a_policy_with_mistakes_are_said_in_a_line(
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "ledger.db" in done.stderr
     assert weir("ledger", "show", "--policy", str(tmp_path / "missing.yaml")).returncode == 78
-
-
-async def test_the_documented_way_to_find_what_was_lost(tmp_path: Path) -> None:
-    # Arrange: a log of grants, two of them above the fence that a restored ledger shows.
-    (script,) = re.findall(
-        r"^```python\n(import sys.*?)^```",
-        (REPOSITORY / "docs" / "operations.md").read_text(),
-        flags=re.DOTALL | re.MULTILINE,
-    )
-    log = SegmentLog(tmp_path / "audit")
-    grants = [(ALICE, ALICE, 4, 1000), (ALICE, ALICE, 5, 30), (ALICE, ALICE, 6, 4)]
-    grants += [("w/sliding 1d/7", "w/sliding 1d", 4, 1000), ("w/sliding 1d/8", "w/sliding 1d", 5, 600)]
-    for account, counted, fence, bits in grants:
-        leaf = LeaseGranted(at_ms=0, lease=f"l{fence}", holder="h", bits={account: bits}, fences={counted: fence})
-        await log.append([Entry(leaf)])
-    await log.close()
-
-    # Act
-    said = {}
-    for account in (ALICE, "w/sliding 1d"):
-        command = [sys.executable, "-c", script, str(tmp_path / "audit"), account, "4"]
-        said[account] = subprocess.check_output(command, env=environment(), text=True).strip()  # noqa: ASYNC221
-
-    # Assert
-    assert said == {ALICE: "34", "w/sliding 1d": "600"}
 
 
 def test_the_help_names_every_command() -> None:

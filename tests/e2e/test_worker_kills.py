@@ -124,22 +124,17 @@ def test_no_kill_of_a_worker_lets_anything_leave_that_the_ledger_does_not_know(b
     assert gateway.metric("weir_worker_restarts_total") >= KILLS * 0.95, "a worker may be killed again before it began"
     assert gateway.stop() == 0
 
-    # At the end the ledger has what the record says was charged; what the answers that broke off may have told by their
-    # silence; and the leases of which a worker died before it could record them, so that nobody can prove anything.
+    # At the end the ledger has what the record says was charged, and what the answers that broke off may have told by their
+    # silence. Everything else was given back, leases included that a worker had no time to record.
     leaves = gateway.audit()
     charged_bits = sum(leaf["charged_bits"] for leaf in leaves if leaf["type"] == "released")
     charged_bits += sum(leaf["parting_bits"] for leaf in leaves if leaf["type"] == "closed")
     opened = {leaf["answer"] for leaf in leaves if leaf["type"] == "opened"}
     closed = {leaf["answer"] for leaf in leaves if leaf["type"] == "closed"}
-    recorded = {leaf["lease"] for leaf in leaves if leaf["type"] == "lease_granted"}
     assert len(opened - closed) > KILLS, "the workers were killed in the middle of answers"
     for account in ("tenant:alice/lifetime/ever", "model:m/lifetime/ever"):
-        amounts = in_ledger(gateway, "SELECT lease, bits, returned_bits FROM lease_amount WHERE account = ?", account)
-        lost = {lease: bits for lease, bits, _ in amounts if lease not in recorded}
-        assert len(lost) <= KILLS
-        assert 8 * clients.text_bytes <= charged_bits <= debited_bits(gateway, account)
+        amounts = in_ledger(gateway, "SELECT bits, returned_bits FROM lease_amount WHERE account = ?", account)
+        assert all(returned is not None for _, returned in amounts), "every lease is closed"
         over_bits = debited_bits(gateway, account) - charged_bits
-        assert sum(lost.values()) <= over_bits <= sum(lost.values()) + SILENCE_BITS * len(opened - closed)
-        assert all(returned is not None for lease, _, returned in amounts if lease in recorded), (
-            "all else was given back"
-        )
+        assert 8 * clients.text_bytes <= charged_bits
+        assert 0 <= over_bits <= SILENCE_BITS * len(opened - closed)

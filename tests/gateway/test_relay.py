@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -469,6 +470,29 @@ async def test_a_windows_edge_in_the_middle_of_a_stream_moves_it_to_the_new_wind
     assert 8 * 320 <= after < 8 * 320 + 40
     assert house.leases.purse.reserved_bits("model:m/1d/9") == 0
     assert house.leases.purse.reserved_bits("model:m/1d/10") == 0
+
+
+async def test_an_answer_past_its_windows_edge_asks_a_store_that_is_away_once_a_second_and_goes_on_when_it_is_back(
+    fakes,
+):
+    house = edge_house(fakes, "- {window: 1d, bytes: 1MiB}")
+    register, asked = house.ledger.register, []
+
+    async def away(limits):
+        asked.append(house.clock.monotonic_s())
+        if len(asked) < 4:
+            raise LedgerUnavailable("away")
+        return await register(limits)
+
+    async def midnight():
+        await house.ticks(4)
+        house.clock.advance(2)
+        house.ledger.register = away
+
+    async with house.running():
+        client = await house.ask([fakes.sse(fakes.delta("x" * 160)), midnight, fakes.said("y" * 320)])
+    assert fakes.text_of(client.body) == "x" * 160 + "y" * 320
+    assert min(after - before for before, after in pairwise(asked)) >= 1
 
 
 async def test_an_answer_across_a_windows_edge_keeps_its_raw_charge(fakes):

@@ -88,7 +88,7 @@ async def test_a_theft_that_the_lifetime_forbids_takes_for_ever(fakes):
 async def test_a_ledger_that_does_not_answer_is_counted(house, status, monkeypatch):
     assert await status.ledger_answers()
 
-    async def away():
+    async def away(accounts):
         raise LedgerUnavailable("away")
 
     monkeypatch.setattr(house.ledger, "states", away)

@@ -21,6 +21,7 @@ from policy.rules import (
     MemoryLedger,
     ModelBudget,
     Policy,
+    PostgresLedger,
     SqliteLedger,
     TcpAddress,
     TenantBudget,
@@ -35,6 +36,9 @@ EXAMPLES = sorted((ROOT / "deploy" / "policies").glob("*.yaml"))
 DIGEST = "ab" * 32
 
 # Templates for one-line changes: each test replaces one value and looks at the mistake it makes.
+NO_PASSWORD = "a password does not belong in a policy; write it into ~/.pgpass, or into PGPASSWORD"
+NO_ADDRESS = "not a database's address; write postgresql://user@host/database, or several host:port with commas"
+
 SMALL = f"""\
 listen: 127.0.0.1:8080
 admin: 127.0.0.1:9090
@@ -88,6 +92,20 @@ def test_the_smallest_document_gets_the_documented_defaults():
     assert demo.budgets == (ModelBudget(window=Window(name="1d", duration_s=86_400), time_to_theft_s=30 * 86_400),)
     assert acme == rules.Tenant(name="acme", key_digests=frozenset({DIGEST}), models=frozenset({"demo"}))
     assert (acme.share, acme.budgets, acme.steering, acme.streams_max) == (None, (), False, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "standbys"),
+    [
+        ("postgresql://weir@db.internal/weir", "postgresql://weir@db.internal/weir", 0),
+        ("postgresql://weir@a:5432,b:5433/weir?target_session_attrs=read-write&standbys=2&sslmode=verify-full",
+         "postgresql://weir@a:5432,b:5433/weir?target_session_attrs=read-write&sslmode=verify-full", 2),
+        ("postgresql://[::1]:5432/weir?standbys=1", "postgresql://[::1]:5432/weir", 1),
+        ("postgresql://weir@/weir?host=/run/postgresql", "postgresql://weir@/weir?host=/run/postgresql", 0),
+    ],
+)  # fmt: skip
+def test_a_postgresql_ledger_is_its_address_without_what_only_weir_reads(text, url, standbys):
+    assert policy(SMALL + f"ledger: {text}\n").ledger == PostgresLedger(url=url, standbys=standbys)
 
 
 def test_every_field_arrives_in_its_unit():
@@ -251,8 +269,17 @@ def test_one_mistake_is_answered_by_its_place_and_what_to_write(right, wrong, li
         (SMALL + "meters: [raw, replay]\n", "14:15: meters[1]: 'replay': that meter is not available in this version; write raw or zstd or language_model"),
         (SMALL + "meters: [zstd]\n", "14:9: meters: must name raw: every answer is charged raw when it leaves, other meters refund"),
         (SMALL + "meters: [raw, raw]\n", "14:15: meters[1]: 'raw' is already listed"),
-        (SMALL + "ledger: postgresql://db\n", "14:9: ledger: PostgreSQL ledgers are not available in this version; write sqlite:<path> or memory"),
-        (SMALL + "ledger: redis\n", "14:9: ledger: 'redis' is not a ledger; write sqlite:./var/ledger.db or memory"),
+        (SMALL + "ledger: redis\n", "14:9: ledger: 'redis' is not a ledger; write sqlite:./var/ledger.db, postgresql://user@host/database or memory"),
+        (SMALL + "ledger: sqlite\n", "14:9: ledger: 'sqlite' is not a ledger; write sqlite:./var/ledger.db, postgresql://user@host/database or memory"),
+        (SMALL + "ledger: mysql://u:secret@h/d\n", "14:9: ledger: 'mysql' is not a ledger; write sqlite:./var/ledger.db, postgresql://user@host/database or memory"),
+        (SMALL + "ledger: postgresql://db\n", f"14:9: ledger: {NO_ADDRESS}"),
+        (SMALL + "ledger: postgres://h/db\n", f"14:9: ledger: {NO_ADDRESS}"),
+        (SMALL + "ledger: postgresql://h:secret/db\n", f"14:9: ledger: {NO_ADDRESS}"),
+        (SMALL + "ledger: postgresql://u:secret@h/db\n", f"14:9: ledger: {NO_PASSWORD}"),
+        (SMALL + "ledger: postgres://u:se/cr@et@h/db\n", f"14:9: ledger: {NO_PASSWORD}"),
+        (SMALL + "ledger: postgresql://u@h/db?password=secret\n", f"14:9: ledger: {NO_PASSWORD}"),
+        (SMALL + "ledger: postgresql://u@h/db?synchronous_commit=off\n", "14:9: ledger: 'synchronous_commit' is not known here; known are standbys, target_session_attrs, sslmode, sslrootcert, sslcert, sslkey, host, passfile"),
+        (SMALL + "ledger: postgresql://u@h/db?standbys=some\n", "14:9: ledger: standbys='some' must be from 0 to 9"),
         (SMALL + "audit: {auditor: []}\n", "14:9: audit.auditor: unknown key 'auditor'; did you mean 'auditors'?"),
         (SMALL + "audit:\n", "14:7: audit: must be a mapping, that is, lines of `key: value`"),
         (SMALL + "clients: {}\n", "14:1: clients: unknown key 'clients'; known here: listen, admin, models, tenants, release, meters, dictionary, scorer, audit, licence, ledger"),
