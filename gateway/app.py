@@ -244,8 +244,8 @@ class Gateway:
         raised = await self.leases.register(fresh.accounts.all(now_s=self.clock.wall_s()))
         await self._connect(config.policy)
         self.relay.counters = config.counters
+        await self.tenure.take(config.policy.digest)  # first: what no licence covers must not serve, not even for a moment
         self.serving = fresh
-        await self.tenure.take(config.policy.digest)
         self.tick.record(PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised)))
         self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
         self.metrics.reload_ok.set(1)
