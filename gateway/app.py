@@ -244,7 +244,7 @@ class Gateway:
         raised = await self.leases.register(fresh.accounts.all(now_s=self.clock.wall_s()))
         await self._connect(config.policy)
         self.relay.counters = config.counters
-        await self.tenure.take(config.policy.digest)  # first: what no licence covers must not serve, not even for a moment
+        await self.tenure.take(config.policy)  # first: what no licence covers must not serve, not even for a moment
         self.serving = fresh
         self.tick.record(PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised)))
         self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
@@ -488,7 +488,7 @@ async def licensed(tenure: Tenure, policy: Policy) -> None:
     """Raises `ConfigError` if the installed licence does not permit what this policy permits."""
     if policy.licence is None:
         return
-    found = await tenure.examine(policy.digest)
+    found = await tenure.examine(policy)
     if isinstance(found, Denied):
         raise ConfigError(f"the licence in {policy.licence.file} does not hold for this policy: {found.detail}")
 

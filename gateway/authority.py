@@ -14,17 +14,23 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta, Struct
 
-from policy.rules import LicenceRule, PublicKey
+from policy.document import parse
+from policy.rules import LicenceRule, Policy, PublicKey
+from policy.strictness import looser
+
+_Body = TypeVar("_Body", bound=Struct)
 
 PAYLOAD_TYPE = "application/vnd.weir.licence+json"
+AMENDMENT_TYPE = "application/vnd.weir.amendment+json"
 ENVELOPE_BYTES_MAX = 64 * 1024  # a thousand gateways fit
+AMENDMENT_BYTES_MAX = 2 * 1024 * 1024  # holds the text of a policy
 SIGNATURES_MAX = 64  # each is tried with each key
 GATEWAYS_MAX = 1024
 TIME_S_END = 253_402_300_800  # the year 10000, which nothing prints
@@ -45,6 +51,14 @@ class Terms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: Annotated[int, Meta(ge=1, le=VERSION_MAX)]
 
 
+class Change(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one signature may say: from the licensed policy to one that permits no more. Members in canonical order."""
+
+    format: Literal["weir-amendment-1"] = "weir-amendment-1"
+    licensed: str  # the text of the licensed policy: its digest is in the licence
+    policy: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]  # the digest of the new one
+
+
 class _Signature(Struct, frozen=True, forbid_unknown_fields=True):
     keyid: Annotated[str, Meta(max_length=256)]
     sig: Annotated[str, Meta(max_length=256)]
@@ -52,7 +66,7 @@ class _Signature(Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     payload: str
-    payloadType: Literal["application/vnd.weir.licence+json"]  # noqa: N815  the name that DSSE gives it
+    payloadType: str  # noqa: N815  the name that DSSE gives it
     signatures: Annotated[tuple[_Signature, ...], Meta(max_length=SIGNATURES_MAX)]
 
 
@@ -70,8 +84,19 @@ class Licence:
 
     def signers(self, keys: tuple[PublicKey, ...]) -> tuple[PublicKey, ...]:
         """Those of these keys that have signed, each once."""
-        message = _signed(self.terms)
-        return tuple(key for key in keys if any(_verifies(key, sig, message) for _, sig in self.signatures))
+        return _signers(keys, self.signatures, _signed(PAYLOAD_TYPE, _payload(self.terms)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amendment:
+    """A change and the signatures under it. Good for every licence that names the policy it starts from."""
+
+    change: Change
+    signatures: tuple[tuple[str, bytes], ...] = ()
+
+    def signers(self, keys: tuple[PublicKey, ...]) -> tuple[PublicKey, ...]:
+        """Those of these keys that have signed, each once."""
+        return _signers(keys, self.signatures, _signed(AMENDMENT_TYPE, _payload(self.change)))
 
 
 class Cause(Enum):
@@ -124,30 +149,26 @@ class Memory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def read(data: bytes) -> Licence | Denied:
     """The envelope in a file. Strict: one spelling of each envelope's content, so that a digest names what a person reads."""
-    if len(data) > ENVELOPE_BYTES_MAX:
-        return _unreadable(f"over {ENVELOPE_BYTES_MAX} bytes")
-    try:
-        envelope = msgspec.json.decode(data, type=_Envelope)
-        payload = base64.b64decode(envelope.payload, validate=True)
-        terms = msgspec.json.decode(payload, type=Terms)
-        signatures = tuple((each.keyid, base64.b64decode(each.sig, validate=True)) for each in envelope.signatures)
-    except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError) as fault:
-        return _unreadable(str(fault))
-    if _payload(terms) != payload:
-        return _unreadable("the payload is not canonical JSON")
+    opened = _opened(data, PAYLOAD_TYPE, Terms, bytes_max=ENVELOPE_BYTES_MAX)
+    if isinstance(opened, Denied):
+        return opened
+    terms, signatures = opened
     if terms.not_before >= terms.expires:
         return _unreadable("it ends before it begins")
     return Licence(terms=terms, signatures=signatures)
 
 
-def written(licence: Licence) -> bytes:
+def read_amendment(data: bytes) -> Amendment | Denied:
+    """Likewise of an amendment."""
+    opened = _opened(data, AMENDMENT_TYPE, Change, bytes_max=AMENDMENT_BYTES_MAX)
+    return opened if isinstance(opened, Denied) else Amendment(change=opened[0], signatures=opened[1])
+
+
+def written(envelope: Licence | Amendment) -> bytes:
     """The envelope as a file holds it."""
-    envelope = {
-        "payload": base64.b64encode(_payload(licence.terms)).decode(),
-        "payloadType": PAYLOAD_TYPE,
-        "signatures": [{"keyid": name, "sig": base64.b64encode(sig).decode()} for name, sig in licence.signatures],
-    }
-    return msgspec.json.format(msgspec.json.encode(envelope)) + b"\n"
+    if isinstance(envelope, Licence):
+        return _closed(PAYLOAD_TYPE, envelope.terms, envelope.signatures)
+    return _closed(AMENDMENT_TYPE, envelope.change, envelope.signatures)
 
 
 def sign(licence: Licence, private: Ed25519PrivateKey) -> Licence | None:
@@ -156,8 +177,17 @@ def sign(licence: Licence, private: Ed25519PrivateKey) -> Licence | None:
     own = PublicKey(algorithm="ed25519", name="own", encoded=base64.b64encode(public).decode())
     if licence.signers((own,)):
         return None
-    signature = (key_id(own), private.sign(_signed(licence.terms)))
+    signature = (key_id(own), private.sign(_signed(PAYLOAD_TYPE, _payload(licence.terms))))
     return Licence(terms=licence.terms, signatures=(*licence.signatures, signature))
+
+
+def amend(change: Change, private: Ed25519PrivateKey) -> Amendment:
+    """A change with its signature."""
+    public = private.public_key().public_bytes_raw()
+    own = PublicKey(algorithm="ed25519", name="own", encoded=base64.b64encode(public).decode())
+    return Amendment(
+        change=change, signatures=((key_id(own), private.sign(_signed(AMENDMENT_TYPE, _payload(change)))),)
+    )
 
 
 def key_id(key: PublicKey) -> str:
@@ -199,6 +229,22 @@ def covers(licence: Licence, policy: str) -> Denied | None:
     return Denied(cause=Cause.OTHER_POLICY, detail=f"it is for policy {licence.terms.policy}, and this is {policy}")
 
 
+def amended(amendment: Amendment, licence: Licence, policy: Policy, rule: LicenceRule) -> Denied | None:
+    """Whether this lets the licence, which is for another policy, cover this one. Slow: the licensed policy is read anew."""
+    if not amendment.signers(rule.keys):
+        return Denied(cause=Cause.UNDER_SIGNED, detail="none of the policy's keys has signed the amendment")
+    if amendment.change.policy != policy.digest:
+        detail = f"the amendment is for policy {amendment.change.policy}, and this is {policy.digest}"
+        return Denied(cause=Cause.OTHER_POLICY, detail=detail)
+    licensed = parse(amendment.change.licensed, name="the licensed policy")
+    if not isinstance(licensed, Policy) or licensed.digest != licence.terms.policy:
+        return Denied(cause=Cause.OTHER_POLICY, detail="the amendment does not start from the licensed policy")
+    beyond = looser(licensed, policy)
+    if beyond:
+        return Denied(cause=Cause.UNDER_SIGNED, detail=f"one signature may not loosen {', '.join(beyond)}")
+    return None
+
+
 def timely(licence: Licence, *, wall_s: float, latest_s: float) -> Denied | None:
     """Whether it holds at this time. `latest_s` is the latest time that was ever seen: it goes on where a clock goes back."""
     terms, now_s = licence.terms, max(wall_s, latest_s)
@@ -229,14 +275,47 @@ def time_text(at_s: float) -> str:
     return datetime.fromtimestamp(int(at_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _payload(terms: Terms) -> bytes:
-    return msgspec.json.encode(terms, order="sorted")
+def _opened(
+    data: bytes, payload_type: str, kind: type[_Body], *, bytes_max: int
+) -> tuple[_Body, tuple[tuple[str, bytes], ...]] | Denied:
+    if len(data) > bytes_max:
+        return _unreadable(f"over {bytes_max} bytes")
+    try:
+        envelope = msgspec.json.decode(data, type=_Envelope)
+        payload = base64.b64decode(envelope.payload, validate=True)
+        body = msgspec.json.decode(payload, type=kind)
+        signatures = tuple((each.keyid, base64.b64decode(each.sig, validate=True)) for each in envelope.signatures)
+    except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError) as fault:
+        return _unreadable(str(fault))
+    if envelope.payloadType != payload_type:
+        return _unreadable(f"the payload is not of type {payload_type}")
+    if _payload(body) != payload:
+        return _unreadable("the payload is not canonical JSON")
+    return body, signatures
 
 
-def _signed(terms: Terms) -> bytes:
+def _closed(payload_type: str, body: Struct, signatures: tuple[tuple[str, bytes], ...]) -> bytes:
+    envelope = {
+        "payload": base64.b64encode(_payload(body)).decode(),
+        "payloadType": payload_type,
+        "signatures": [{"keyid": name, "sig": base64.b64encode(sig).decode()} for name, sig in signatures],
+    }
+    return msgspec.json.format(msgspec.json.encode(envelope)) + b"\n"
+
+
+def _payload(body: Struct) -> bytes:
+    return msgspec.json.encode(body, order="sorted")
+
+
+def _signed(payload_type: str, payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding: type and payload, each with its length."""
-    payload = _payload(terms)
-    return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
+    return b"DSSEv1 %d %b %d %b" % (len(payload_type), payload_type.encode(), len(payload), payload)
+
+
+def _signers(
+    keys: tuple[PublicKey, ...], signatures: tuple[tuple[str, bytes], ...], message: bytes
+) -> tuple[PublicKey, ...]:
+    return tuple(key for key in keys if any(_verifies(key, sig, message) for _, sig in signatures))
 
 
 def _verifies(key: PublicKey, signature: bytes, message: bytes) -> bool:

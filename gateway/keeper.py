@@ -190,7 +190,7 @@ class Keeper:
             loaded = PolicyLoaded(at_ms=self._now_ms(), policy=config.policy.digest, raised=tuple(raised))
             await self.append_lines(lines([Entry(loaded)]))
             self._take(config)
-            await self.tenure.take(config.policy.digest)
+            await self.tenure.take(config.policy)
             await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))
             self.metrics.reloads.labels("taken").inc()
             log.event("policy reloaded", policy=config.policy.digest, raised=list(raised))

@@ -68,6 +68,13 @@ class LicenceInstalled(Leaf, frozen=True, kw_only=True, tag="licence_installed")
     signers: tuple[str, ...]
 
 
+class LicenceAmended(Leaf, frozen=True, kw_only=True, tag="licence_amended"):
+    """The licence in force covers this policy as well, which permits no more than the one that it names."""
+
+    policy: str
+    signers: tuple[str, ...]
+
+
 class LicenceLapsed(Leaf, frozen=True, kw_only=True, tag="licence_lapsed"):
     """From here on nothing left: no licence was in force."""
 
@@ -178,6 +185,7 @@ AnyLeaf = (
     | Forfeited
     | PolicyLoaded
     | LicenceInstalled
+    | LicenceAmended
     | LicenceLapsed
     | LeaseGranted
     | LeaseClosed

@@ -26,20 +26,23 @@ from pathlib import Path
 import msgspec
 
 from gateway.authority import (
+    AMENDMENT_BYTES_MAX,
     ENVELOPE_BYTES_MAX,
     Cause,
     Denied,
     Licence,
     Memory,
+    amended,
     fresh,
     objection,
     read,
+    read_amendment,
     time_text,
     timely,
 )
 from gateway.metrics import Metrics
 from gateway.ports import Clock
-from gateway.record import Leaf, LicenceInstalled, LicenceLapsed
+from gateway.record import Leaf, LicenceAmended, LicenceInstalled, LicenceLapsed
 from policy.refusal import Reason, Refused
 from policy.rules import LicenceRule, Policy
 
@@ -105,7 +108,9 @@ class Tenure:
         log: Callable[..., None],
     ) -> None:
         self._rule: LicenceRule | None = policy.licence
-        self._policy = policy.digest
+        self._policy = policy
+        self._amended: tuple[bytes, str, str, Denied | None] | None = None  # what was found of which amendment
+        self._told: str | None = None  # the policy that an amendment was last told of
         self._unforgetting = Unforgetting(Path(policy.audit.directory))
         self._clock = clock
         self._metrics = metrics
@@ -157,8 +162,8 @@ class Tenure:
             found = held
         await self._stand(found)
 
-    async def examine(self, policy: str) -> Licence | Denied:
-        """What the file is worth under the policy with this digest. If it is good, it is remembered when this returns."""
+    async def examine(self, policy: Policy) -> Licence | Denied:
+        """What the file is worth under this policy. If it is good, it is remembered when this returns."""
         assert self._rule is not None
         try:
             found, memory = await asyncio.to_thread(self._examine, self._rule, policy)
@@ -168,21 +173,22 @@ class Tenure:
         self._see(memory.latest_s)
         return found
 
-    async def take(self, policy: str) -> None:
-        """From here on the policy with this digest is in force, and a licence for any other is not."""
+    async def take(self, policy: Policy) -> None:
+        """From here on this policy is in force, and a licence for any other is not."""
         if self._rule is None:
             return
         found = await self.examine(policy)
         self._policy = policy
         await self._stand(found)
 
-    def _examine(self, rule: LicenceRule, policy: str) -> tuple[Licence | Denied, Memory]:
+    def _examine(self, rule: LicenceRule, policy: Policy) -> tuple[Licence | Denied, Memory]:
         memory = self._unforgetting.recall()
         licence = in_file(Path(rule.file))
         if isinstance(licence, Denied):
             return licence, memory
         wall_s, latest_s = self._clock.wall_s(), self._now_s()
-        denied = objection(licence, rule=rule, policy=policy, memory=memory, wall_s=wall_s, latest_s=latest_s)
+        covered = licence.terms.policy if self._is_amended(licence, policy, rule) else policy.digest
+        denied = objection(licence, rule=rule, policy=covered, memory=memory, wall_s=wall_s, latest_s=latest_s)
         if denied is not None:
             return denied, memory
         now_s = max(wall_s, latest_s, memory.latest_s)
@@ -192,6 +198,32 @@ class Tenure:
             self._remembered_s = self._clock.monotonic_s()
             return fresh(licence, memory) or licence, memory  # another process may have been quicker with a newer one
         return licence, memory
+
+    def _is_amended(self, licence: Licence, policy: Policy, rule: LicenceRule) -> bool:
+        """Whether an amendment beside the file carries the licence over to this policy. Looked into once: it is slow."""
+        if licence.terms.policy == policy.digest:
+            return False
+        data = amendment_data(rule)
+        if data is None:
+            return False
+        case = (data, licence.terms.policy, policy.digest)
+        if self._amended is None or self._amended[:3] != case:
+            amendment = read_amendment(data)
+            found = amendment if isinstance(amendment, Denied) else amended(amendment, licence, policy, rule)
+            if found is not None:
+                self._log("the amendment does not hold", cause=found.cause.value, detail=found.detail)
+            self._amended = (*case, found)
+        return self._amended[3] is None
+
+    async def _tell_amendment(self, licence: Licence, rule: LicenceRule, *, at_ms: int) -> None:
+        digest = self._policy.digest
+        if digest in (licence.terms.policy, self._told) or self._amended is None:
+            return
+        amendment = read_amendment(self._amended[0])
+        assert not isinstance(amendment, Denied), "it was read before"
+        self._told = digest
+        signers = tuple(key.name for key in amendment.signers(rule.keys))
+        await self._changed(LicenceAmended(at_ms=at_ms, policy=digest, signers=signers))
 
     async def _stand(self, found: Licence | Denied) -> None:
         before, self._standing = self._standing, found
@@ -207,8 +239,9 @@ class Tenure:
             await self._remember_end(before)
         at_ms = int(self._clock.wall_s() * 1000)
         if isinstance(found, Licence):
+            assert self._rule is not None
+            await self._tell_amendment(found, self._rule, at_ms=at_ms)
             if not isinstance(before, Licence) or before.digest != found.digest:
-                assert self._rule is not None
                 signers = tuple(key.name for key in found.signers(self._rule.keys))
                 self._log("licence in force", version=found.terms.version, expires=time_text(found.terms.expires))
                 await self._changed(_installed(found, signers=signers, at_ms=at_ms))
@@ -238,6 +271,20 @@ class Tenure:
             return LOOK_S
         left_s = self._standing.terms.expires - max(self._now_s(), self._clock.wall_s())
         return min(max(left_s, 0.0), LOOK_S)
+
+
+def amendment_path(rule: LicenceRule) -> Path:
+    """Where an amendment lies: beside the licence."""
+    return Path(f"{rule.file}.amendment")
+
+
+def amendment_data(rule: LicenceRule) -> bytes | None:
+    """What lies there; None if nothing does that can be read."""
+    try:
+        with amendment_path(rule).open("rb") as file:
+            return file.read(AMENDMENT_BYTES_MAX + 1)
+    except OSError:
+        return None
 
 
 def in_file(path: Path) -> Licence | Denied:

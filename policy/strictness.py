@@ -1,4 +1,7 @@
-"""Whether one policy permits no more than another: what a single signature may change. Whatever is not known to be stricter is looser."""
+"""Whether one policy permits no more than another: what a single signature may change.
+
+Whatever is not known to be stricter is looser.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields

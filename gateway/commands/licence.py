@@ -14,14 +14,19 @@ from gateway.authority import (
     ENVELOPE_BYTES_MAX,
     GATEWAYS_MAX,
     VERSION_MAX,
+    Amendment,
+    Change,
     Denied,
     Licence,
     Terms,
+    amend,
+    amended,
     authentic,
     covers,
     fresh,
     objection,
     read,
+    read_amendment,
     sign,
     time_text,
     timely,
@@ -31,11 +36,12 @@ from gateway.commands.check import MISTAKES
 from gateway.commands.keys import NAME, NAME_RULE
 from gateway.config import POLICY_BYTES_MAX
 from gateway.key_files import KeyFileError, make_signer, read_signer
-from gateway.tenure import Unforgetting
+from gateway.tenure import Unforgetting, amendment_data, amendment_path
 from policy.document import parse
 from policy.mistakes import Mistakes
 from policy.quantity import whole_duration_s
 from policy.rules import LicenceRule, Policy
+from policy.strictness import looser
 
 _DESCRIPTION = """\
 The operating licence is a dead man's switch: a file that names a policy, the gateways it is for and the hour at which it
@@ -59,6 +65,9 @@ each time, before the last one ends:
   weir licence sign --key boris.signer-key next.json      (the file may travel; order does not matter)
   weir licence show next.json --policy weir.yaml          what it says, who signed, how long it lasts
   weir licence install next.json --policy weir.yaml       on the gateway's host; a running gateway takes it in a second
+
+to lower a budget at once, with one key:
+  weir licence amend --licensed weir.old.yaml --policy weir.yaml --key anna.signer-key
 
 exit status: 0 done, 1 refused or failed, 2 wrong usage, 78 the policy has mistakes"""
 
@@ -152,6 +161,22 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _policy_argument(install)
     install.set_defaults(run=_guarded(_install))
 
+    amending = commands.add_parser(
+        "amend",
+        help="with one key: let the licence cover a policy that permits no more",
+        description="Raising a budget, adding an auditor or loosening a meter takes a new licence. Lowering takes one"
+        " signature: an amendment lets licences for one policy cover another that provably permits no more. What is not"
+        " known to be stricter is refused, and named. The gateway checks all of it again. Put the amendment beside the"
+        " licence, then change the policy file and send SIGHUP.",
+    )
+    _policy_argument(amending)
+    amending.add_argument(
+        "--licensed", type=Path, required=True, metavar="FILE", help="the policy that the licence is for, as it was"
+    )
+    amending.add_argument("--key", type=Path, required=True, metavar="FILE", help="made by `weir licence key`")
+    amending.add_argument("--out", type=Path, metavar="FILE", help="default: the licence's file and `.amendment`")
+    amending.set_defaults(run=_guarded(_amend))
+
 
 def _policy_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", type=Path, default=Path("weir.yaml"), metavar="FILE", help="default: %(default)s")
@@ -231,7 +256,11 @@ def _show(arguments: argparse.Namespace) -> None:
         )
     sys.stdout.write(f"{len(signers)} of {rule.threshold} signatures that the policy asks for\n")
     now_s = _wall_s()
-    for denied in (authentic(licence, rule), covers(licence, policy.digest), timely(licence, wall_s=now_s, latest_s=0)):
+    for denied in (
+        authentic(licence, rule),
+        covers(licence, _covered(licence, policy, rule)),
+        timely(licence, wall_s=now_s, latest_s=0),
+    ):
         if denied is not None:
             sys.stdout.write(f"not in force: {denied.cause.value}: {denied.detail}\n")
     left_s = licence.terms.expires - now_s
@@ -244,7 +273,12 @@ def _install(arguments: argparse.Namespace) -> None:
     licence = _licence(arguments.file)
     memory = Unforgetting(Path(policy.audit.directory)).recall()
     denied = objection(
-        licence, rule=rule, policy=policy.digest, memory=memory, wall_s=_wall_s(), latest_s=memory.latest_s
+        licence,
+        rule=rule,
+        policy=_covered(licence, policy, rule),
+        memory=memory,
+        wall_s=_wall_s(),
+        latest_s=memory.latest_s,
     )
     installed = _installed(rule)
     if denied is None and installed is not None and authentic(installed, rule) is None:
@@ -255,6 +289,32 @@ def _install(arguments: argparse.Namespace) -> None:
     _replace(Path(rule.file), written(licence))
     _print_terms(licence.terms)
     sys.stdout.write(f"installed as {rule.file}; ends in {_span(licence.terms.expires - _wall_s())}\n")
+
+
+def _amend(arguments: argparse.Namespace) -> None:
+    private = read_signer(arguments.key)
+    licensed, _ = _policy(arguments.licensed)
+    policy, rule = _policy(arguments.policy)
+    beyond = looser(licensed, policy)
+    if beyond:
+        raise Refusal(
+            f"{arguments.policy} may permit more than {arguments.licensed}, which takes a licence: {', '.join(beyond)}"
+        )
+    amendment = amend(Change(licensed=arguments.licensed.read_text(), policy=policy.digest), private)
+    if not amendment.signers(rule.keys):
+        raise Refusal(f"{arguments.key}: this is none of the keys that the policy names")
+    path: Path = arguments.out or amendment_path(rule)
+    _replace(path, written(amendment))
+    sys.stdout.write(f"{path} carries licences for policy {licensed.digest}\n  over to policy {policy.digest}\n")
+
+
+def _covered(licence: Licence, policy: Policy, rule: LicenceRule) -> str:
+    """The digest of the policy that the licence must name: an amendment beside it may stand between the two."""
+    data = amendment_data(rule)
+    amendment = read_amendment(data) if data is not None else None
+    if isinstance(amendment, Amendment) and amended(amendment, licence, policy, rule) is None:
+        return licence.terms.policy
+    return policy.digest
 
 
 def _policy(path: Path) -> tuple[Policy, LicenceRule]:

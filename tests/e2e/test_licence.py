@@ -324,3 +324,43 @@ def test_the_commands_refuse_what_would_destroy_or_mislead(desk: Desk, tmp_path:
         assert "Traceback" not in done.stderr
     gateway.path.write_text("listen: x\n")
     assert weir("licence", "show", *policy).returncode == 78
+
+
+def test_one_key_may_lower_a_budget_and_not_raise_it(desk: Desk) -> None:
+    # Arrange: a licensed gateway, and its policy with other figures.
+    gateway = desk.open(ONE_PROCESS)
+    desk.renew()
+    desk.ready()
+    licensed = desk.directory / "licensed.yaml"
+    licensed.write_bytes(gateway.path.read_bytes())
+    key = ["--key", str(desk.directory / "boris.key")]
+    amend = ["licence", "amend", "--licensed", str(licensed), "--policy", str(gateway.path), *key]
+
+    def set_bytes(figure: str) -> None:
+        rules = copy.deepcopy(gateway.rules)
+        rules["tenants"]["alice"]["budget"]["bytes"] = figure
+        gateway.write(rules)
+
+    # Act, assert: up is refused by the command, down is taken by the gateway.
+    set_bytes("60MB")
+    refused = weir(*amend)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "which takes a licence: tenants.alice.budgets" in refused.stderr
+    set_bytes("40MB")
+    weir_made = weir("licence", "key", "mallory", "--out", str(desk.directory / "mallory.key"))
+    assert weir_made.returncode == 0
+    stranger = weir(*amend[:-1], str(desk.directory / "mallory.key"))
+    assert (stranger.returncode, "none of the keys that the policy names" in stranger.stderr) == (1, True)
+    done = weir(*amend)
+    assert done.returncode == 0, done.stderr
+    gateway.signal(signal.SIGHUP)
+    until(
+        lambda: gateway.account("tenant", "alice")["limit_bits"] == 8 * 40_000_000, what="the lower limit is in force"
+    )
+    assert gateway.ask().status == 200
+    until(
+        lambda: kinds(gateway) == ["licence_lapsed", "licence_installed", "licence_amended"], what="it is on the record"
+    )
+    assert "not in force" not in weir("licence", "show", "--policy", str(gateway.path)).stdout
+    gateway.restart()
+    assert gateway.ask().status == 200

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gateway.authority import Cause, Licence, Memory, Terms, sign, written
+from gateway.authority import AMENDMENT_BYTES_MAX, Cause, Change, Licence, Memory, Terms, amend, sign, written
 from gateway.metrics import Metrics, counted
-from gateway.record import Leaf, LicenceInstalled, LicenceLapsed
+from gateway.record import Leaf, LicenceAmended, LicenceInstalled, LicenceLapsed
 from gateway.tenure import LOOK_S, REMEMBER_S, Tenure, Unforgetting
 from policy.document import parse
 from policy.refusal import Reason
@@ -38,9 +38,8 @@ class House:
         self.policy = self._policy()
         self.tenure = self.process()
 
-    def _policy(self, share: str = "40%") -> Policy:
-        policy = parse(
-            f"""\
+    def text(self, share: str = "40%") -> str:
+        return f"""\
 listen: 127.0.0.1:0
 admin: 127.0.0.1:0
 models:
@@ -49,9 +48,10 @@ tenants:
   t: {{keys: ["sha256:{"0" * 64}"], models: [m], share: {share}}}
 audit: {{directory: "{self.directory}/audit"}}
 licence: {{file: "{self.file}", keys: ["weir-signer-ed25519:ann:{PUBLIC}"], threshold: 1, gateway: g}}
-""",
-            name="weir.yaml",
-        )
+"""
+
+    def _policy(self, share: str = "40%") -> Policy:
+        policy = parse(self.text(share), name="weir.yaml")
         assert isinstance(policy, Policy), policy.render()
         return policy
 
@@ -200,10 +200,10 @@ async def test_a_licence_for_later_or_for_the_next_policy_leaves_the_one_in_forc
             await house.tenure.look()
         assert house.tenure.refused is None
         assert house.remembered().version == 1
-    await house.tenure.take(next_policy.digest)
+    await house.tenure.take(next_policy)
     assert house.tenure.refused is None
     assert house.remembered().version == 2
-    await house.tenure.take(house.policy.digest)
+    await house.tenure.take(house.policy)
     assert house.cause is Cause.OTHER_POLICY
 
 
@@ -281,7 +281,7 @@ audit: {{directory: "{house.directory}/audit"}}
     house.policy = policy
     tenure = house.process()
     await tenure.look()
-    await tenure.take("other")
+    await tenure.take(policy)
     assert tenure.refused is None
     assert house.leaves == []
     assert counted(house.metrics.registry, "weir_licence_ok") == 1
@@ -305,3 +305,49 @@ def test_many_processes_remember_together(tmp_path: Path) -> None:
         assert process.exitcode == 0
     assert Unforgetting(tmp_path).recall() == Memory(version=199, terms="199", latest_s=199)
     assert [path.name for path in tmp_path.iterdir()] == ["licence-seen.json"]
+
+
+LOWERED, RAISED = "30%", "50%"
+
+
+def amended(house: House, *, to: Policy, licensed: str | None = None, key: Ed25519PrivateKey = KEY) -> bytes:
+    return written(amend(Change(licensed=licensed or house.text(), policy=to.digest), key))
+
+
+async def test_one_signature_carries_a_licence_over_to_a_stricter_policy(house: House) -> None:
+    house.install()
+    await house.tenure.look()
+    lower = house._policy(LOWERED)
+    (house.directory / "licence.json.amendment").write_bytes(amended(house, to=lower))
+    await house.tenure.take(lower)
+    assert house.tenure.refused is None
+    await house.tenure.look()
+    assert [type(leaf) for leaf in house.leaves] == [LicenceInstalled, LicenceAmended]
+    told = house.leaves[1]
+    assert isinstance(told, LicenceAmended)
+    assert (told.policy, told.signers) == (lower.digest, ("ann",))
+    house.policy = lower  # after a restart too
+    house.tenure = house.process()
+    await house.tenure.look()
+    assert house.tenure.refused is None
+
+
+async def test_no_amendment_carries_a_licence_over_to_anything_else(house: House) -> None:
+    house.install()
+    lower, higher = house._policy(LOWERED), house._policy(RAISED)
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
+    cases = [
+        (higher, amended(house, to=higher)),  # whatever its signer thinks
+        (higher, amended(house, to=higher, licensed=house.text(RAISED))),  # from a policy that nobody licensed
+        (lower, amended(house, to=higher)),
+        (lower, amended(house, to=lower, key=stranger)),
+        (lower, amended(house, to=lower, licensed="listen: x")),
+        (lower, amended(house, to=lower)[:-20]),
+        (lower, house.licence(policy=lower)),  # an envelope of the other kind
+        (lower, bytes(AMENDMENT_BYTES_MAX + 1)),
+    ]
+    for policy, data in cases:
+        (house.directory / "licence.json.amendment").write_bytes(data)
+        house.tenure = house.process()
+        await house.tenure.take(policy)
+        assert house.cause is Cause.OTHER_POLICY

@@ -9,7 +9,10 @@ from policy.rules import Policy
 from policy.strictness import looser
 
 KEY, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-AUDITORS = ["weir-auditor-x25519:a:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "weir-auditor-x25519:b:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="]
+AUDITORS = [
+    "weir-auditor-x25519:a:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+    "weir-auditor-x25519:b:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+]
 LICENSED = f"""\
 listen: 127.0.0.1:8080
 admin: 127.0.0.1:9090
