@@ -22,7 +22,7 @@ from gateway.ports import (
     OverLimit,
     Wanted,
 )
-from gateway.record import Forfeited, Leaf, LeaseClosed, LeaseGranted
+from gateway.record import Alive, Forfeited, Leaf, LeaseClosed, LeaseGranted
 from gateway.vigil import Vigil
 from policy.budget import Account, Hold, Purse
 from policy.codelength import BITS_PER_BYTE
@@ -132,6 +132,7 @@ class Leases:
     async def refresh(self) -> None:
         """Hear from the store how it stands, and give back what is not needed. Every few seconds."""
         self._look_closely()
+        self._record(Alive(at_ms=self._now_ms(), holder=self.holder))
         await self._hear()
         await self.tidy()
 

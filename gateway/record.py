@@ -42,6 +42,12 @@ class Recovered(Leaf, frozen=True, kw_only=True, tag="recovered"):
     holder: str
 
 
+class Alive(Leaf, frozen=True, kw_only=True, tag="alive"):
+    """A holder is about to tell the ledger that it lives. A log that ends long before its last word there is an old copy."""
+
+    holder: str
+
+
 class Forfeited(Leaf, frozen=True, kw_only=True, tag="forfeited"):
     """A holder dropped all its leases and goes on as `successor`: its clock had jumped, or its machine had slept."""
 
@@ -181,6 +187,7 @@ class Refusals(Leaf, frozen=True, kw_only=True, tag="refusals"):
 AnyLeaf = (
     Started
     | Stopped
+    | Alive
     | Recovered
     | Forfeited
     | PolicyLoaded

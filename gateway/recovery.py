@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway.ports import AuditLog, Clock, LeaseState, Ledger
 from gateway.record import (
+    Alive,
     Closed,
     Entry,
     Fences,
@@ -31,7 +32,7 @@ from gateway.record import (
     Tally,
 )
 from policy.codelength import parting_bits
-from policy.limits import RECENT_S
+from policy.limits import STALE_S
 
 LEASES_PAGE = 1000
 UNRECORDED_S_MAX = 2.0  # between a grant, by the store's clock, and the holder's last word on the record: a few flushes
@@ -84,6 +85,7 @@ class Estates:
             Started: lambda leaf: self._begin(leaf.holder, leaf.at_ms),
             Stopped: lambda leaf: self._end(leaf.holder),
             Recovered: lambda leaf: self._end(leaf.holder),
+            Alive: self._alive,
             Forfeited: self._forfeited,
             Tally: self._tally,
             LeaseGranted: self._granted,
@@ -100,6 +102,10 @@ class Estates:
 
     def _begin(self, holder: str, at_ms: int) -> None:
         self.found[holder] = Estate(holder, at_ms)
+
+    def _alive(self, leaf: Alive) -> None:
+        if leaf.holder in self.found:
+            self.found[leaf.holder].last_ms = leaf.at_ms
 
     def _end(self, holder: str) -> None:
         self.found.pop(holder, None)
@@ -247,4 +253,4 @@ async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:
     that their clocks need not agree.
     """
     idle_s = await ledger.idle_s(estate.holder)
-    return idle_s is not None and clock.wall_s() - estate.last_ms / 1000 > idle_s + RECENT_S
+    return idle_s is not None and clock.wall_s() - estate.last_ms / 1000 > idle_s + STALE_S

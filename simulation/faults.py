@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.ports import AccountLimit
-from policy.limits import LEASE_S, RECENT_S
+from policy.limits import LEASE_S, STALE_S
 from simulation.machine import Machine
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ async def old_disk(world: World) -> None:
     image = gateway.disk.image()
 
     async def later() -> None:
-        await asyncio.sleep(RECENT_S + LEASE_S + 60)
+        await asyncio.sleep(STALE_S + LEASE_S + 60)
         if gateway.serving and not gateway.dead and not gateway.machine.clocks_moved:
             world.crash(gateway)
             world.start(gateway.machine, image)

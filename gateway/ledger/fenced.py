@@ -21,7 +21,6 @@ from gateway.ports import (
     LeaseState,
     Ledger,
     LedgerUnavailable,
-    NotGranted,
     OverLimit,
     Wanted,
 )
@@ -49,7 +48,7 @@ class _Held:
 
     lease: str
     holder: str
-    names: tuple[str, ...]
+    bits: Mapping[str, int]
     fences: Mapping[str, int]
 
 
@@ -131,15 +130,12 @@ class FencedLedger:
             if asked.times == 1:  # otherwise another question may have been answered, or may yet be
                 self._asked.pop(lease, None)
             return answer
-        await self._believe(asked, _Held(lease, holder, tuple(wanted), answer.fences))
+        await self._believe(asked, _Held(lease, holder, answer.bits, answer.fences))
         return answer
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
-        """See `Ledger.close_lease`. Of a lease that was granted anew by a store that had forgotten it nothing goes back."""
-        try:
-            return await self._ledger.close_lease(lease=lease, holder=holder, returned=returned)
-        except ValueError:  # it has fewer bits there than the log knows: `_knows` asked for it with none
-            return ()
+        """See `Ledger.close_lease`."""
+        return await self._ledger.close_lease(lease=lease, holder=holder, returned=returned)
 
     async def beat(self, holder: str) -> int:
         """See `Ledger.beat`."""
@@ -218,15 +214,10 @@ class FencedLedger:
             self._see(name, fence)
 
     async def _knows(self, held: _Held) -> bool:
-        """Whether the store still has a lease as it was granted. One that it does not have is granted with no bits, or not."""
-        nothing = Wanted(least_bits=0, most_bits=0)
-        try:
-            answer = await self._ledger.grant(
-                lease=held.lease, holder=held.holder, wanted=dict.fromkeys(held.names, nothing)
-            )
-        except (NotGranted, KeyError):
-            return False
-        return isinstance(answer, Granted) and dict(answer.fences) == dict(held.fences)
+        """Whether the store still has a lease as it was granted."""
+        before = held.lease[:-1] + chr(ord(held.lease[-1]) - 1) + "\uffff"  # hardly anything lies between the two
+        page = await self._ledger.leases(holder=held.holder, after=before, count_max=1)
+        return any((lease.lease, dict(lease.bits)) == (held.lease, dict(held.bits)) for lease in page)
 
     def _owe(self, shown: Mapping[str, int], *, seen: Mapping[str, int]) -> None:
         for name, fence in shown.items():

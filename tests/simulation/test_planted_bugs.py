@@ -81,13 +81,15 @@ def what_is_reserved_goes_back_as_well(patch):
 
 def a_janitor_refunds_leases_of_holders_that_are_silent(patch):
     beat = MemoryLedger.beat
+    refunded = set()
 
     async def janitor(self, holder):
-        for lease in self._leases.values():
-            if self._clock.wall_s() - self._holders.get(lease.holder, 1e12) > HOLDER_S:
-                for name, bits in lease.bits.items():
-                    self._accounts[name].debit(-bits)
-                lease.bits = {}
+        for name, lease in self._leases.items():
+            silent = self._clock.wall_s() - self._holders.get(lease.holder, 1e12) > HOLDER_S
+            if silent and (id(self), name) not in refunded:
+                refunded.add((id(self), name))
+                for account, bits in lease.bits.items():
+                    self._accounts[account].debit(-bits)
         return await beat(self, holder)
 
     patch.setattr(MemoryLedger, "beat", janitor)
