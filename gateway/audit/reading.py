@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from gateway.audit.frames import CIPHERTEXT, LEAVES, first_leaf_of, frames
-from gateway.audit.note import BadNote, Checkpoint, Note
 from gateway.audit.notary import TREE
+from gateway.audit.note import BadNote, Checkpoint, Note
 from gateway.audit.segments import segments_in
 from gateway.audit.tiled import CHECKPOINT, TileFiles, read_note
 from gateway.audit.tiles import TILE_WIDTH

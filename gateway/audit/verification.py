@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gateway.audit.books import Books
 from gateway.audit.findings import Findings
-from gateway.audit.note import BadNote, Checkpoint, Note, Signer, Verifier
 from gateway.audit.notary import KEY, TREE, VERIFIER
+from gateway.audit.note import BadNote, Checkpoint, Note, Signer, Verifier
 from gateway.audit.reading import LogDirectory, Record, Unreadable
 from gateway.audit.segments import LOCK
 from gateway.audit.tree import EMPTY_ROOT

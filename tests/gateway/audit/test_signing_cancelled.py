@@ -12,7 +12,9 @@ from gateway.audit.tiled import TileFiles
 
 
 @pytest.mark.parametrize("workers", [0, 1], ids=["before its thread began", "in the middle of its thread"])
-async def test_a_signing_that_is_cancelled_loses_nothing_and_the_next_one_comes_after_it(tmp_path, monkeypatch, workers):
+async def test_a_signing_that_is_cancelled_loses_nothing_and_the_next_one_comes_after_it(
+    tmp_path, monkeypatch, workers
+):
     # Arrange: a commit that lasts, or threads that are all busy.
     notary, begun, go_on = Notary(tmp_path), threading.Event(), threading.Event()
     commit = tiled.TiledTree.commit
