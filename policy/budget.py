@@ -6,7 +6,7 @@ charged (left). Only a hold's unused rest and a settlement's refund move back, a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from policy.rules import Window
@@ -105,24 +105,25 @@ class Purse:
         """Granted, and not charged."""
         return self.balance_bits(account_id) + self.reserved_bits(account_id)
 
-    def missing(self, accounts: Iterable[Account], bits: int) -> Mapping[str, int]:
-        """How many bits each account lacks for a reservation of `bits`; empty if it would succeed."""
-        short = {account.id: bits - self.balance_bits(account.id) for account in accounts}
-        return {account_id: lack for account_id, lack in short.items() if lack > 0}
+    def short(self, accounts: Iterable[Account], bits: int) -> Sequence[Account]:
+        """The accounts that have too little for a reservation of `bits`; none if it would succeed."""
+        return [account for account in accounts if self.balance_bits(account.id) < bits]
 
     def reserve(self, accounts: tuple[Account, ...], bits: int) -> Hold | None:
         """Hold `bits` in every account, or in none (None) if any has too little."""
         hold = Hold(self, accounts)
         return hold if hold.extend(bits) else None
 
-    def move(self, account_id: str, *, reserved: int) -> bool:
-        """Move bits between balance and reserved (negative: back). False if the balance is too small."""
-        balance = self.balance_bits(account_id) - reserved
-        if balance < 0:
-            return False
-        self._balance_bits[account_id] = balance
-        self._reserved_bits[account_id] = self.reserved_bits(account_id) + reserved
-        return True
+    def move(self, account_id: str, *, reserved: int) -> None:
+        """Move bits between balance and reserved (negative: back). They must be there."""
+        balance_bits, reserved_bits = (
+            self.balance_bits(account_id) - reserved,
+            self.reserved_bits(account_id) + reserved,
+        )
+        assert balance_bits >= 0
+        assert reserved_bits >= 0
+        self._balance_bits[account_id] = balance_bits
+        self._reserved_bits[account_id] = reserved_bits
 
     def spend(self, account_id: str, bits: int) -> None:
         """Reserved bits leave for good."""
@@ -157,7 +158,7 @@ class Hold:
 
     def extend(self, bits: int) -> bool:
         """Reserve `bits` more in every account, or in none. A closed or void hold takes nothing any more."""
-        if self.closed or self.void or self._purse.missing(self.accounts, bits):
+        if self.closed or self.void or self._purse.short(self.accounts, bits):
             return False
         for account in self.accounts:
             self._purse.move(account.id, reserved=bits)

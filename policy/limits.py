@@ -74,6 +74,7 @@ LEASE_S = (
 LEASE_REFRESH_S = 5.0  # how often the store is asked for limits, fences and other holders; Doorman's figure
 LEASE_MARGIN_S = 1.0  # taken off a lease's life, with a thousandth of it, for clocks that run at different speeds
 CLOCK_STEP_S_MAX = 1.0  # of the wall clock against the one since boot, between two looks: beyond it, leases are dropped
+STALE_S = 30.0  # between a holder's last words to its log and to the store; both come every LEASE_REFRESH_S
 RECENT_S = 180.0  # how much of the audit log is read at start at least: three times the distance of two tallies
 TALLY_S = 60.0  # how often a process puts on the record what it holds
 LEASE_TRAFFIC_S = 10.0  # of traffic in hand: a store is asked a few times a minute, and may be away for a moment

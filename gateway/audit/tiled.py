@@ -211,8 +211,6 @@ class TiledTree:
         if read_note(self._directory) != self._note:
             raise AuditFailed(f"{self._directory / CHECKPOINT}: somebody else has written it; a log has one writer")
         old = self._signed
-        if checkpoint.size < old.size:
-            raise AuditFailed(f"{self._directory}: {checkpoint.size} entries, and {old.size} were signed before")
         read = TileFiles(self._directory, checkpoint.size).subtree
         proof = consistency_proof(read, old.size, checkpoint.size)
         if Frontier.of(read, checkpoint.size).root() != checkpoint.root or not check_consistency(

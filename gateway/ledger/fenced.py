@@ -20,7 +20,7 @@ from gateway.ports import (
     Granted,
     LeaseState,
     Ledger,
-    NotGranted,
+    LedgerUnavailable,
     OverLimit,
     Wanted,
 )
@@ -48,7 +48,7 @@ class _Held:
 
     lease: str
     holder: str
-    names: tuple[str, ...]
+    bits: Mapping[str, int]
     fences: Mapping[str, int]
 
 
@@ -122,12 +122,15 @@ class FencedLedger:
             if len(forgotten) < len(wanted):
                 raise
             await self.register(forgotten)
-            answer = await self._ledger.grant(lease=lease, holder=holder, wanted=wanted)
+            try:
+                answer = await self._ledger.grant(lease=lease, holder=holder, wanted=wanted)
+            except KeyError as fault:
+                raise LedgerUnavailable("the ledger has forgotten accounts twice in a moment") from fault
         if isinstance(answer, OverLimit):
             if asked.times == 1:  # otherwise another question may have been answered, or may yet be
                 self._asked.pop(lease, None)
             return answer
-        await self._believe(asked, _Held(lease, holder, tuple(wanted), answer.fences))
+        await self._believe(asked, _Held(lease, holder, answer.bits, answer.fences))
         return answer
 
     async def close_lease(self, *, lease: str, holder: str, returned: Mapping[str, int]) -> Collection[str]:
@@ -211,15 +214,10 @@ class FencedLedger:
             self._see(name, fence)
 
     async def _knows(self, held: _Held) -> bool:
-        """Whether the store still has a lease as it was granted. One that it does not have is granted with no bits, or not."""
-        nothing = Wanted(least_bits=0, most_bits=0)
-        try:
-            answer = await self._ledger.grant(
-                lease=held.lease, holder=held.holder, wanted=dict.fromkeys(held.names, nothing)
-            )
-        except (NotGranted, KeyError):
-            return False
-        return isinstance(answer, Granted) and dict(answer.fences) == dict(held.fences)
+        """Whether the store still has a lease as it was granted."""
+        before = held.lease[:-1] + chr(ord(held.lease[-1]) - 1) + "\uffff"  # hardly anything lies between the two
+        page = await self._ledger.leases(holder=held.holder, after=before, count_max=1)
+        return any((lease.lease, dict(lease.bits)) == (held.lease, dict(held.bits)) for lease in page)
 
     def _owe(self, shown: Mapping[str, int], *, seen: Mapping[str, int]) -> None:
         for name, fence in shown.items():

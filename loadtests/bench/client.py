@@ -8,10 +8,12 @@ means that the warm-up went wrong.
 
 import asyncio
 import gc
+import itertools
 import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import cast
 
@@ -24,6 +26,7 @@ from loadtests.bench.response import Response
 CONNECT_TIMEOUT_S = 5.0
 EXCHANGE_TIMEOUT_S = 30.0  # a paced stream takes one second; thirty means that it hangs
 ERRORS_MAX = 50  # a broken peer should end its phase soon, and the first error says what is wrong
+NUMBER = b"#00000000"
 FIRST_TEXT = re.compile(rb'"content"\s*:\s*"[^"]')  # the role chunk has empty content and is no token
 
 
@@ -39,6 +42,7 @@ class Plan:
     warmups: int  # requests per connection before the measured ones
     requests: int
     seconds: float
+    numbered: bool = False  # every request carries a number of its own in place of `NUMBER`, and tells when it was sent
 
 
 @dataclass(kw_only=True)
@@ -47,6 +51,7 @@ class Outcome:
 
     latencies_s: list[float] = field(default_factory=list)
     first_texts_s: list[float] = field(default_factory=list)  # streams: request sent → first byte of text here
+    sent_s: dict[str, float] = field(default_factory=dict)  # numbered: when each request was sent, by CLOCK_MONOTONIC
     errors: int = 0
     first_error: str = ""
     elapsed_s: float = 0.0
@@ -63,7 +68,8 @@ def main() -> None:
 
 async def run(plan: Plan) -> None:
     """Warm up, report ready, wait for the word, measure, print."""
-    workers = [Worker(plan) for _ in range(plan.connections)]
+    numbers = itertools.count(1)
+    workers = [Worker(plan, numbers) for _ in range(plan.connections)]
     faults = []
     try:
         async with asyncio.TaskGroup() as group:
@@ -95,8 +101,9 @@ class Budget:
 class Worker:
     """One connection's sequence of exchanges; it reconnects when the peer closes."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, numbers: Iterator[int]) -> None:
         self._plan = plan
+        self._numbers = numbers
         self._request = plan.request.encode()
         self._connection: Connection | None = None
 
@@ -104,7 +111,7 @@ class Worker:
         """Raises ExchangeError unless every answer carries exactly the upstream's text."""
         expected = "".join(answer.tokens()) if self._plan.streaming else answer.COMPLETION_TEXT
         for _ in range(self._plan.warmups):
-            response, _, _ = await self._exchange()
+            response, _, _ = await self._exchange(Outcome())
             try:
                 text = answer.text_of(bytes(response.body), streaming=self._plan.streaming)
             except (ValueError, LookupError, AttributeError) as error:
@@ -117,7 +124,7 @@ class Worker:
         while budget.requests > 0 and time.perf_counter() < end_s and outcome.errors < ERRORS_MAX:
             budget.requests -= 1
             try:
-                _, latency_s, first_text_s = await self._exchange()
+                _, latency_s, first_text_s = await self._exchange(outcome)
             except (ExchangeError, OSError) as error:
                 outcome.errors += 1
                 outcome.first_error = outcome.first_error or str(error) or repr(error)
@@ -126,17 +133,23 @@ class Worker:
             if self._plan.streaming:
                 outcome.first_texts_s.append(first_text_s)
 
-    async def _exchange(self) -> tuple[Response, float, float]:
+    async def _exchange(self, outcome: Outcome) -> tuple[Response, float, float]:
         """One question and its checked answer, with its latency and the time to its first text."""
         loop = asyncio.get_running_loop()
         if self._connection is None or not self._connection.usable:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, self._connection = await loop.create_connection(Connection, self._plan.host, self._plan.port)
         connection = self._connection
+        request = self._request
+        if self._plan.numbered:
+            number = next(self._numbers)
+            request = request.replace(NUMBER, b"#%08d" % number)
         sent_s = time.perf_counter()
+        if self._plan.numbered:
+            outcome.sent_s[str(number)] = sent_s
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
-                response = await connection.exchange(self._request, streaming=self._plan.streaming)
+                response = await connection.exchange(request, streaming=self._plan.streaming)
         except (TimeoutError, ProtocolError) as error:
             connection.abort()
             raise ExchangeError(str(error) or f"no whole answer in {EXCHANGE_TIMEOUT_S} s") from error

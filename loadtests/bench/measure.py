@@ -4,6 +4,7 @@ import json
 import subprocess
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from loadtests.bench.client import Outcome, Plan
 from loadtests.bench.cpu import read_cpu, resident_mib, spent_s, threads_lost
@@ -32,14 +33,21 @@ class Sample:
     cpu_us: float | None  # None where the peer is no process
     resident_mib: float | None
     threads_lost: int  # above 0: cpu_us is too low
+    admission_p50_ms: float | None = None  # numbered requests: sent by the client → at the upstream
+    admission_p99_ms: float | None = None
 
 
 class PhaseError(Exception):
     """A phase gave no measurement at all."""
 
 
-def measure(running: RunningPeer, scenario: Scenario, plan: Plan, *, round_number: int) -> Sample:
-    """Warm up, measure, and add up. Raises PhaseError when the warm-up or the client fails."""
+def measure(
+    running: RunningPeer, scenario: Scenario, plan: Plan, *, round_number: int, arrivals: Path | None = None
+) -> Sample:
+    """Warm up, measure, and add up. Raises PhaseError when the warm-up or the client fails.
+
+    `arrivals` is where the upstream writes when numbered requests came.
+    """
     where = f"{running.peer.name}, {scenario.name}"
     with subprocess.Popen(
         module("loadtests.bench.client", json.dumps(asdict(plan))),
@@ -70,6 +78,7 @@ def measure(running: RunningPeer, scenario: Scenario, plan: Plan, *, round_numbe
     if not outcome.latencies_s:
         raise PhaseError(f"{where}: not one good answer: {outcome.first_error or 'no time'}")
     answers = len(outcome.latencies_s)
+    admissions_s = admissions(outcome, arrivals.read_text()) if arrivals else []
     return Sample(
         peer=running.peer.name,
         scenario=scenario.name,
@@ -84,7 +93,15 @@ def measure(running: RunningPeer, scenario: Scenario, plan: Plan, *, round_numbe
         cpu_us=spent_s(before, after) / (answers + outcome.errors) * 1e6 if before and after else None,
         resident_mib=resident_mib(running.pid) if running.pid else None,
         threads_lost=threads_lost(before, after) if before and after else 0,
+        admission_p50_ms=percentile(admissions_s, 50) * 1e3 if admissions_s else None,
+        admission_p99_ms=percentile(admissions_s, 99) * 1e3 if admissions_s else None,
     )
+
+
+def admissions(outcome: Outcome, arrivals: str) -> list[float]:
+    """How long each request took to the upstream. A number's last arrival is this phase's: phases count anew."""
+    arrived_s = {number: float(at_s) for number, at_s in (line.split() for line in arrivals.splitlines())}
+    return [arrived_s[number] - sent_s for number, sent_s in outcome.sent_s.items() if number in arrived_s]
 
 
 def percentile(values: list[float], percent: int) -> float:

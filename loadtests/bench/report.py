@@ -156,9 +156,9 @@ def markdown(samples: Sequence[Sample], conditions: str) -> str:
     return f"{conditions}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def filled(document: str, table: str) -> str:
+def filled(document: str, table: str, *, begin: str = BEGIN, end: str = END) -> str:
     """`document` with `table` between its markers. Raises ValueError where it does not have exactly one pair."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"no single pair of {BEGIN} … {END}")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
+    if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
+        raise ValueError(f"no single pair of {begin} … {end}")
+    before, _, rest = document.partition(begin)
+    return f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"

@@ -18,14 +18,15 @@ class Site:
     key: str  # the API key of all requests
 
 
-def upstream(name: str, *, port: int, pace_ms: float) -> Peer:
+def upstream(name: str, *, port: int, pace_ms: float, arrivals: Path | None = None) -> Peer:
     """The inference server itself, started like a peer."""
     target = Target(port=port, key="")
+    options = ("--arrivals", str(arrivals)) if arrivals else ()
     return Peer(
         name=name,
         burst=target,
         paced=target,
-        argv=module("loadtests.bench.upstream", "--port", str(port), "--pace-ms", str(pace_ms)),
+        argv=module("loadtests.bench.upstream", "--port", str(port), "--pace-ms", str(pace_ms), *options),
         ready_url=f"http://127.0.0.1:{port}/readyz",
     )
 
@@ -52,21 +53,24 @@ def floor(site: Site) -> Peer:
     )
 
 
-def gateway(site: Site) -> Peer:
-    """Weir: all of a gateway's work, with a budget so large that it never refuses."""
+def gateway(site: Site, *, name: str = "gateway", ledger: str = "", budget: str = "fraction: 100%") -> Peer:
+    """Weir: all of a gateway's work, with a budget so large that it never refuses. Without a `ledger`, one in a file."""
     port, admin_port = free_port(), free_port()
-    policy = site.directory / "gateway" / "weir.yaml"
+    policy = site.directory / name / "weir.yaml"
+    ledger = ledger or f"sqlite:{policy.with_name('ledger.db')}"
     return Peer(
-        name="gateway",
+        name=name,
         burst=Target(port=port, key=site.key, model="bench"),
         paced=Target(port=port, key=site.key, model="bench-paced"),
         argv=module("gateway", "serve", "--policy", str(policy)),
-        files={policy: gateway_policy(site, port=port, admin_port=admin_port)},
+        files={
+            policy: gateway_policy(site, policy.parent, port=port, admin_port=admin_port, ledger=ledger, budget=budget)
+        },
         ready_url=f"http://127.0.0.1:{admin_port}/readyz",
     )
 
 
-def gateway_policy(site: Site, *, port: int, admin_port: int) -> str:
+def gateway_policy(site: Site, directory: Path, *, port: int, admin_port: int, ledger: str, budget: str) -> str:
     """Two models, one per upstream; everything else as small as a policy can be."""
     key_digest = hashlib.sha256(site.key.encode()).hexdigest()
     return f"""\
@@ -77,16 +81,16 @@ models:
     upstream: http://127.0.0.1:{site.burst_port}
     weights: {{parameters: 70e9}}
     theft_compression: 1
-    budgets: [{{window: lifetime, fraction: 100%}}]
+    budgets: [{{window: lifetime, {budget}}}]
   bench-paced:
     upstream: http://127.0.0.1:{site.paced_port}
     weights: {{parameters: 70e9}}
     theft_compression: 1
-    budgets: [{{window: lifetime, fraction: 100%}}]
+    budgets: [{{window: lifetime, {budget}}}]
 tenants:
   bench: {{keys: ["sha256:{key_digest}"], models: [bench, bench-paced], streams_max: 4096}}
-audit: {{directory: {site.directory}/gateway/audit}}
-ledger: sqlite:{site.directory}/gateway/ledger.db
+audit: {{directory: "{directory}/audit"}}
+ledger: {ledger}
 """
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from loadtests.bench.client import Plan
+from loadtests.bench.client import NUMBER, Plan
 from loadtests.bench.peer import Peer, Target
 
 QUESTION = "What does a weir do, and why would anyone build one across a perfectly good river?"
@@ -19,6 +19,7 @@ class Scenario:
     connections: int
     share: float
     warmups: int  # requests per connection
+    numbered: bool = False  # each request says which it is, so that its way through a gateway can be timed
 
 
 JSON_ALONE = Scenario(name="json c=1", streaming=False, paced=False, connections=1, share=0.25, warmups=20)
@@ -35,18 +36,20 @@ def plan_of(scenario: Scenario, peer: Peer, *, requests: int, seconds: float) ->
     return Plan(
         host=target.host,
         port=target.port,
-        request=http_request(target, streaming=scenario.streaming),
+        request=http_request(target, streaming=scenario.streaming, numbered=scenario.numbered),
         streaming=scenario.streaming,
         connections=scenario.connections,
         warmups=scenario.warmups,
         requests=max(scenario.connections, round(requests * scenario.share)),
         seconds=seconds,
+        numbered=scenario.numbered,
     )
 
 
-def http_request(target: Target, *, streaming: bool) -> str:
+def http_request(target: Target, *, streaming: bool, numbered: bool = False) -> str:
     """A whole request, as an OpenAI client would send it."""
-    question = {"model": target.model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 256}
+    content = f"{QUESTION} {NUMBER.decode()}" if numbered else QUESTION
+    question = {"model": target.model, "messages": [{"role": "user", "content": content}], "max_tokens": 256}
     body = json.dumps({**question, "stream": True} if streaming else question)
     headers = {
         "Host": f"{target.host}:{target.port}",

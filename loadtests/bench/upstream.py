@@ -7,7 +7,10 @@ Pace belongs to the process and not to the request, since a gateway is free to d
 import argparse
 import asyncio
 import re
-from typing import cast
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TextIO, cast
 
 import uvloop
 
@@ -17,30 +20,35 @@ from loadtests.bench.chunked import ChunkedBody, ProtocolError
 HEAD_BYTES_MAX = 64 << 10
 BODY_BYTES_MAX = 4 << 20  # the benchmark sends a few hundred bytes; this only bounds a runaway peer
 ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
+NUMBER = re.compile(rb"#(\d{8})")
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
 
 
 def main() -> None:
-    """`python -m loadtests.bench.upstream --port 9101 [--pace-ms 5]`"""
+    """`python -m loadtests.bench.upstream --port 9101 [--pace-ms 5] [--arrivals FILE]`"""
     parser = argparse.ArgumentParser(prog="loadtests.bench.upstream", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pace-ms", type=float, default=0, help="time between two tokens of a stream; 0 sends at once")
+    parser.add_argument("--arrivals", type=Path, help="where to write when each numbered request came, a line for each")
     arguments = parser.parse_args()
-    uvloop.run(serve(port=arguments.port, pace_s=arguments.pace_ms / 1000))
+    with arguments.arrivals.open("w", buffering=1) if arguments.arrivals else nullcontext() as arrivals:
+        uvloop.run(serve(port=arguments.port, pace_s=arguments.pace_ms / 1000, arrivals=arrivals))
 
 
-async def serve(*, port: int, pace_s: float) -> None:
+async def serve(*, port: int, pace_s: float, arrivals: TextIO | None = None) -> None:
     """Answer on loopback until killed."""
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(pace_s=pace_s), "127.0.0.1", port)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(pace_s=pace_s, arrivals=arrivals), "127.0.0.1", port)
     await server.serve_forever()
 
 
 class Connection(asyncio.Protocol):
     """One keep-alive connection, one request at a time."""
 
-    def __init__(self, *, pace_s: float) -> None:
+    def __init__(self, *, pace_s: float, arrivals: TextIO | None = None) -> None:
         self._pace_s = pace_s
+        self._arrivals = arrivals
         self._received = bytearray()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -62,6 +70,8 @@ class Connection(asyncio.Protocol):
             return
         self._received.clear()
         head, body = request
+        if self._arrivals is not None and (number := NUMBER.search(body)):
+            self._arrivals.write(f"{int(number[1])} {time.perf_counter()}\n")
         if head.startswith(b"GET "):
             self._transport.write(MODELS)
         elif not head.startswith(b"POST /v1/chat/completions"):

@@ -2,10 +2,11 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from gateway.ledger.memory import MemoryLedger
-from gateway.ports import LedgerUnavailable, Wanted
+from gateway.ports import AccountLimit, LedgerUnavailable, Wanted
 from gateway.record import (
     Closed,
     Entry,
@@ -23,7 +24,8 @@ from gateway.record import (
     Stopped,
     Tally,
 )
-from gateway.recovery import SILENCE_BITS, Estates, known_fences, recover
+from gateway.recovery import SILENCE_BITS, UNRECORDED_S_MAX, Estates, fence_leaves, known_fences, recover, tallies
+from policy.limits import STALE_S
 
 M, T = "model:m/lifetime/ever", "tenant:acme/1d/0"
 
@@ -159,6 +161,92 @@ def test_an_answer_that_was_closed_before_a_tally_is_still_settled_if_it_is_know
     assert returns(tally, settled(500)) == {"l1": {M: 400}}
 
 
+def test_of_an_account_that_is_used_up_nothing_goes_back_though_its_leases_are_open():
+    """A tally names no account of which nothing is unspent."""
+    tally = Tally(at_ms=0, holder="h", part=0, unspent_bits={}, leases={"l1": {M: 100}, "l2": {M: 50}}, answers=())
+    assert returns(tally) == {"l2": {M: 0}, "l1": {M: 0}}
+
+
+def test_the_silence_of_an_answer_burdens_no_account_but_its_own():
+    """Not even where nothing is known of the account: its leases were all used up and closed."""
+    assert returns(started(), granted(m=SILENCE_BITS), opened(accounts=(T,))) == {"l1": {M: SILENCE_BITS}}
+
+
+def test_after_a_windows_edge_the_new_accounts_bear_the_silence():
+    renewed = Renewed(at_ms=0, answer="a", accounts=(T,))
+    leaves = [started(), granted(m=1000, t=1000), opened(accounts=(M,)), renewed]
+    assert returns(*leaves) == {"l1": {M: 1000, T: 1000 - SILENCE_BITS}}
+
+
+def test_what_was_given_back_in_part_is_no_longer_there_to_give_back():
+    leaves = [started(), granted(m=1000), opened(accounts=(M,)), released(600), closed_lease(m=400)]
+    more = [granted("l2", m=500), released(200), closed()]
+    assert returns(*leaves, *more) == {"l2": {M: 300}}
+
+
+def test_a_lease_closed_twice_or_unknown_is_no_trouble():
+    unknown = [closed_lease("l0", m=0), closed_lease(m=1000), closed_lease(m=0)]
+    assert returns(started(), granted(m=1000), *unknown) == {}
+
+
+def test_a_holder_that_stopped_without_a_beginning_on_the_record_is_no_trouble():
+    assert Estates([Stopped(at_ms=1, holder="h"), Recovered(at_ms=1, holder="h2")]).found == {}
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        started(),
+        granted(),
+        closed_lease(),
+        released(1),
+        closed(),
+        settled(1),
+        Tally(at_ms=0, holder="h", part=0, unspent_bits={}, leases={}, answers=()),
+        Forfeited(at_ms=0, holder="before", successor="h", cause="it slept"),
+    ],
+    ids=lambda leaf: type(leaf).__name__,
+)
+def test_a_holders_last_word_is_whatever_it_put_on_the_record_last(leaf):
+    found = Estates([started(), opened(), msgspec.structs.replace(leaf, at_ms=77)]).found
+    assert (found["h"].holder, found["h"].last_ms) == ("h", 77)
+
+
+def test_a_tally_comes_in_parts_that_are_small_enough_for_a_leaf_and_add_up():
+    many = {f"tenant:{'x' * 64}/{'y' * 50}/1d/{number}": number for number in range(30)}
+    parts = tallies(
+        at_ms=1,
+        holder="h" * 32,
+        unspent_bits=many,
+        leases={"l1": many, "l2": {M: 5}},
+        answers=[(tuple(list(many)[:6]), [f"{number:024x}" for number in range(70)])],
+    )
+    assert [part.part for part in parts] == list(range(len(parts)))
+    assert max(len(msgspec.json.encode(part)) for part in parts) <= 2048
+    estate = Estates([started("h" * 32), granted("old", "h" * 32, m=9), *parts]).found["h" * 32]
+    assert estate.unspent_bits == many
+    assert estate.leases == {"l1": many, "l2": {M: 5}}
+    assert len(estate.silent) == 70
+    assert Estates(parts[1:]).found == {}, "what is recent begins between two parts"
+
+
+def test_a_holder_that_has_nothing_says_so():
+    (part,) = tallies(at_ms=1, holder="h", unspent_bits={}, leases={}, answers=[])
+    assert Estates([started(), granted(m=5), part]).found["h"].unspent_bits == {}
+
+
+def test_fences_come_in_parts_too():
+    many = {f"account {number}": number for number in range(40)}
+    leaves = fence_leaves(many, at_ms=1)
+    assert len(leaves) == 4
+    assert known_fences(leaves) == many
+
+
+def test_a_tally_alone_makes_its_holder_known():
+    tally = Tally(at_ms=5, holder="h", part=0, unspent_bits={M: 1}, leases={}, answers=())
+    assert (Estates([tally]).found["h"].holder, Estates([tally]).found["h"].last_ms) == ("h", 5)
+
+
 def test_holders_are_kept_apart():
     leaves = [
         started("one"),
@@ -180,6 +268,11 @@ def test_holders_are_kept_apart():
 def test_the_highest_fences_on_the_record_are_known():
     leaves = [granted(fence=7, m=1), granted(fence=5, m=1, t=1), Fences(at_ms=0, fences={T: 9}), started()]
     assert known_fences(leaves) == {M: 7, T: 9}
+
+
+def test_an_account_that_was_seen_before_its_first_grant_is_known_at_fence_zero():
+    """One more would make a store that lost nothing look as if it had."""
+    assert known_fences([Fences(at_ms=0, fences={M: 0})]) == {M: 0}
 
 
 # Against a ledger.
@@ -256,6 +349,76 @@ async def test_it_is_on_the_record_before_the_ledger_is_told_and_done_once(house
     after = await house.ledger.states()
     assert not (await recover(ledger=house.ledger, audit=house.left, clock=clock)).returned_bits
     assert await house.ledger.states() == after
+
+
+async def test_what_a_recovery_did_is_on_the_record_in_the_name_of_the_dead_holder(house, clock):
+    before, now_ms = len(house.left.leaves), int(clock.wall_s() * 1000)
+    recovery = await recover(ledger=house.ledger, audit=house.left, clock=clock)
+    *closed, recovered = house.left.leaves[before:]
+    assert {(type(leaf), leaf.holder, leaf.at_ms) for leaf in closed} == {(LeaseClosed, house.leases.holder, now_ms)}
+    assert recovered == Recovered(at_ms=now_ms, holder=house.leases.holder)
+    returned = [leaf.returned[name] for leaf in closed for name in leaf.returned]
+    assert sum(returned) == sum(recovery.returned_bits.values())
+
+
+async def test_every_dead_holder_is_recovered_whatever_became_of_those_before_it(clock):
+    """One is alive and not named, the log knows too little of another, and the third gets its own back."""
+    names = ["alive", "stale", "dead"]
+    ledger = Ledger(clock=clock)
+    ledger.trace = []
+    await ledger.register([AccountLimit(account=M, limit_bits=1000)])
+    leaves = []
+    for name in names:
+        await ledger.grant(lease=name, holder=name, wanted={M: Wanted(least_bits=100, most_bits=100)})
+        leaves += [started(name, at_ms=int(clock.wall_s() * 1000)), granted(name, name, m=100)]
+        leaves[-1] = msgspec.structs.replace(leaves[-1], at_ms=leaves[-2].at_ms)
+    clock.advance(1000)
+    await ledger.beat("stale")
+    recovery = await recover(ledger=ledger, audit=Audit(leaves), clock=clock, holders={"stale", "dead"})
+    assert (recovery.stale, recovery.returned_bits) == (["stale"], {M: 100})
+    assert [state.debited_bits for state in await ledger.states()] == [200]
+
+
+async def test_leases_too_late_for_the_record_go_back_whole_and_are_put_on_it(clock, monkeypatch):
+    """Pages of them; but neither those of a holder that lives nor those that the store has closed."""
+    monkeypatch.setattr("gateway.recovery.LEASES_PAGE", 1)
+    ledger = Ledger(clock=clock)
+    ledger.trace = []
+    await ledger.register([AccountLimit(account=M, limit_bits=1000)])
+    for lease, holder in (("1", "h"), ("2", "alive"), ("3", "h"), ("4", "h")):
+        await ledger.grant(lease=lease, holder=holder, wanted={M: Wanted(least_bits=100, most_bits=100)})
+    await ledger.close_lease(lease="4", holder="h", returned={M: 30})
+    now_ms = int(clock.wall_s() * 1000)
+    audit = Audit([started(at_ms=now_ms)])
+    assert (await recover(ledger=ledger, audit=audit, clock=clock)).returned_bits == {M: 200}
+    assert audit.leaves[1:] == [
+        *(LeaseGranted(at_ms=now_ms, lease=lease, holder="h", bits={M: 100}, fences={}) for lease in ("1", "3")),
+        *(LeaseClosed(at_ms=now_ms, lease=lease, holder="h", returned={M: 100}) for lease in ("1", "3")),
+        Recovered(at_ms=now_ms, holder="h"),
+    ]
+
+
+@pytest.mark.parametrize(("late_s", "returned_bits"), [(UNRECORDED_S_MAX, {M: 100}), (UNRECORDED_S_MAX + 1, {})])
+async def test_an_unrecorded_lease_long_after_the_last_word_is_closed_and_gives_nothing_back(
+    clock, late_s, returned_bits
+):
+    ledger = Ledger(clock=clock)
+    ledger.trace = []
+    await ledger.register([AccountLimit(account=M, limit_bits=1000)])
+    log = Audit([started(at_ms=int(clock.wall_s() * 1000))])
+    clock.advance(late_s)
+    await ledger.grant(lease="1", holder="h", wanted={M: Wanted(least_bits=100, most_bits=100)})
+    assert (await recover(ledger=ledger, audit=log, clock=clock)).returned_bits == returned_bits
+    assert (await ledger.leases())[0].returned_bits == (returned_bits or {M: 0})
+
+
+@pytest.mark.parametrize(("silent_s", "stale"), [(STALE_S, []), (STALE_S + 1, ["h"])])
+async def test_a_log_may_lag_the_ledger_by_a_few_beats_and_no_more(clock, silent_s, stale):
+    ledger = Ledger(clock=clock)
+    log = Audit([started(at_ms=int(clock.wall_s() * 1000))])
+    clock.advance(silent_s)
+    await ledger.beat("h")
+    assert (await recover(ledger=ledger, audit=log, clock=clock)).stale == stale
 
 
 async def test_a_recovery_that_was_interrupted_is_finished_by_the_next(house, clock):

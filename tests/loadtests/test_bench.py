@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loadtests.bench import answer, report, upstream
+from loadtests.bench import answer, ledger, report, upstream
 from loadtests.bench.chunked import CHUNK_BYTES_MAX, ChunkedBody, ProtocolError
+from loadtests.bench.client import NUMBER, Outcome
 from loadtests.bench.cpu import CpuReading, read_cpu, resident_mib, spent_s, threads_lost
-from loadtests.bench.measure import Sample, percentile
+from loadtests.bench.measure import Sample, admissions, percentile
 from loadtests.bench.peer import Peer, PeerError, Target, free_port, module, running
 from loadtests.bench.response import Response
 from loadtests.bench.roster import Site, gateway
+from loadtests.bench.scenario import http_request
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -211,6 +213,54 @@ def test_a_document_without_one_pair_of_markers_is_refused(document):
 def test_a_percentile_is_a_value_that_occurred():
     values = [float(value) for value in range(1, 101)]
     assert [percentile(values, 50), percentile(values, 99), percentile([3.0], 99)] == [50.0, 99.0, 3.0]
+
+
+# --- the ledger
+
+
+def test_a_request_is_found_again_at_the_upstream_by_its_number():
+    assert upstream.NUMBER.search(http_request(Target(port=1, key=""), streaming=False, numbered=True).encode())
+    assert upstream.NUMBER.search(NUMBER.replace(b"00000000", b"00000017"))[1] == b"00000017"
+    assert not upstream.NUMBER.search(http_request(Target(port=1, key=""), streaming=False).encode())
+
+
+def test_the_way_to_the_upstream_is_timed_from_this_phases_sending_to_this_phases_arrival():
+    outcome = Outcome(sent_s={"1": 10.0, "2": 11.0, "3": 12.0})
+    arrivals = "1 3.5\n2 4.5\n1 10.25\n2 11.5\n"  # an earlier phase counted from 1 as well; the third never arrived
+    assert admissions(outcome, arrivals) == [0.25, 0.5]
+
+
+def test_what_a_ledger_costs_is_a_quotient_within_a_round():
+    samples = [sample("memory", r, cpu_us=100 * r) for r in (1, 2, 3)]
+    samples += [sample("SQLite", r, cpu_us=103 * r) for r in (1, 2, 3)]
+    taken = {("memory", "json c=16"): 0.0, ("SQLite", "json c=16"): 0.25}
+    alone = ledger.Grants(store="SQLite", holders=1, accounts=1, grants_per_s=1, p50_ms=1, p99_ms=1, cpu_us=103)
+    *_, first, second = ledger.gateways_table(samples, taken, [alone]).splitlines()
+    assert first.startswith("| json c=16 | memory | – | 200 (100–300) | – | – |")
+    assert second.startswith("| json c=16 | SQLite | 0.250 | 206 (103–309) | 12.5% | 1.030 |")
+
+
+def test_a_store_is_asked_by_every_number_of_holders_for_one_account_and_for_many(tmp_path):
+    command = module("gateway.ledger.bench", f"sqlite:{tmp_path}/ledger.db", "--seconds", "0.05")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    grants = [ledger.Grants(store="SQLite", **json.loads(line)) for line in done.stdout.splitlines()]
+    assert [(one.holders, one.accounts) for one in grants] == [(n, a) for n in (1, 16, 64) for a in (1, 64)]
+    assert all(one.grants_per_s > 10 and 0 < one.p50_ms <= one.p99_ms for one in grants)
+    assert ledger.stores_table(grants).count("| SQLite |") == 6
+
+
+def test_a_very_small_run_of_the_ledgers_bench_fills_its_place_in_the_document(tmp_path):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"before\n{ledger.BEGIN}\n{ledger.END}\nafter\n")
+    command = module("loadtests.bench.ledger", "--rounds", "1", "--requests", "16", "--seconds", "0.2")
+    done = subprocess.run(
+        [*command, "--markdown", str(document)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = document.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    (worst,) = [line.split(" | ") for line in lines if line.startswith("| json c=1 | SQLite, small budget")]
+    assert 0.9 < float(worst[2]) < 1.1, "a grant for every request"
 
 
 # --- the whole

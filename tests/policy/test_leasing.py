@@ -26,6 +26,15 @@ def test_as_much_is_left_for_every_other_holder():
     assert stock(demand=10**9, remaining=80_000, holders=4) == 10_000
 
 
+def test_the_arithmetic_is_exact_however_large_the_budget():
+    assert stock(demand=2**62, remaining=2**62 + 2, limit=2**80) == 2**61 + 1
+    assert stock(demand=2**62, remaining=2**62, limit=LEASE_PARTS * (2**60 + 1)) == 2**60 + 1
+
+
+def test_a_block_that_just_fits_is_in_stock():
+    assert stock(block=100, remaining=200) == 100
+
+
 def test_where_not_even_a_block_fits_nothing_is_in_stock():
     assert stock(demand=10**9, remaining=799, holders=4) == 0
     assert stock(demand=10**9, limit=100 * LEASE_PARTS - 1) == 0

@@ -215,12 +215,11 @@ def test_a_disk_that_fails_once_is_never_written_again(tmp_path, monkeypatch):
         monkeypatch.setattr(files, "os", disk)
         try:
             tree.commit()
-        except AuditFailed as fault:
-            assert "the disk failed" in str(fault)
+        except AuditFailed:
+            done = disk.operations
         else:
             break
-        done = disk.operations
-        with pytest.raises(AuditFailed, match="open it again"):
+        with pytest.raises(AuditFailed, match="open it again"):  # the disk would answer again
             tree.commit()
         assert disk.operations == done
         monkeypatch.undo()

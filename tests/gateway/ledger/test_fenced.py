@@ -353,6 +353,14 @@ async def test_a_check_of_a_store_that_forgot_the_account_itself_registers_and_f
     assert await guard.frozen() == ["a"]
 
 
+async def test_nothing_goes_back_through_a_lease_that_the_store_forgot_and_knows_anew_from_a_check(guard):
+    backup = guard.store.backup()
+    await guard.grant("l1", "a", bits=5)
+    guard.store.restore(backup)
+    await guard.ledger.check()
+    assert not await guard.ledger.close_lease(lease="l1", holder="h", returned={"a": 5})
+
+
 async def test_a_check_freezes_nothing_while_the_store_remembers(guard):
     await guard.ledger.check()
     await guard.grant("l1", "a", bits=5)

@@ -1,0 +1,122 @@
+"""Witnesses (C2SP tlog-witness): others who sign that they have seen a checkpoint, and only ones that fit what they saw before.
+
+What makes a log's operator honest about the past is that somebody else remembers it: a witness that has cosigned a size
+never cosigns a smaller or another one. Asking can fail; nothing of what left depends on it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from gateway.audit.note import COSIGNATURE, SIZE_MAX, BadNote, Checkpoint, Note, Signature, Verifier, signatures
+
+WITNESS_TIMEOUT_S = 10.0  # for one checkpoint at one witness, all tries together
+ANSWER_BYTES_MAX = 64 * 1024  # a few signature lines; a post-quantum one is nearly 7 kB
+TRIES = 2  # the second with the size that the witness has told
+_SIZE = re.compile(rb"(0|[1-9][0-9]{0,18})\n")
+
+# Answers the consistency proof from an older size to the one of the checkpoint at hand (`tree.consistency_proof`).
+Prove = Callable[[int], Sequence[bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """Somebody who cosigns: where to ask, and whose cosignatures to believe."""
+
+    url: str  # the submission prefix
+    verifier: Verifier
+
+    def __post_init__(self) -> None:
+        if self.verifier.kind != COSIGNATURE:
+            raise BadNote(f"key {self.verifier.name}: not a cosigner's key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosigned:
+    """What asking came to: verified cosignatures, and what went wrong at the other witnesses, by name."""
+
+    signatures: tuple[Signature, ...]
+    faults: Mapping[str, str]
+
+    def under(self, note: Note) -> Note:
+        """The note with these cosignatures below its own signatures."""
+        return Note(text=note.text, signatures=note.signatures + self.signatures)
+
+
+class WitnessFailed(Exception):
+    """A witness did not cosign."""
+
+
+class Witnesses:
+    """Asks every witness at once. One owner: what a witness was last seen to have is remembered here, and nowhere else."""
+
+    def __init__(self, witnesses: Sequence[Witness], *, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._sizes = dict.fromkeys(witnesses, 0)  # that each has cosigned; it corrects us where we are wrong
+
+    async def cosign(self, note: Note, prove: Prove) -> Cosigned:
+        """Ask for cosignatures of a checkpoint. Never raises for what a witness did, and ends within `WITNESS_TIMEOUT_S`."""
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(self._ask(witness, note, prove)) for witness in self._sizes]
+        results = [task.result() for task in asked]
+        return Cosigned(
+            signatures=tuple(signature for found in results if not isinstance(found, str) for signature in found),
+            faults={
+                witness.verifier.name: found
+                for witness, found in zip(self._sizes, results, strict=True)
+                if isinstance(found, str)
+            },
+        )
+
+    async def _ask(self, witness: Witness, note: Note, prove: Prove) -> Sequence[Signature] | str:
+        """The cosignatures of one witness, or what went wrong."""
+        try:
+            async with asyncio.timeout(WITNESS_TIMEOUT_S):
+                return await self._cosignatures(witness, note, prove)
+        except TimeoutError:
+            return f"no answer within {WITNESS_TIMEOUT_S:g} s"
+        except (WitnessFailed, BadNote, aiohttp.ClientError, OSError) as fault:
+            return str(fault) or type(fault).__name__
+
+    async def _cosignatures(self, witness: Witness, note: Note, prove: Prove) -> Sequence[Signature]:
+        size = Checkpoint.parse(note.text).size
+        for _ in range(TRIES):
+            old_size = self._sizes[witness]
+            if old_size > size:
+                self._sizes[witness] = 0  # ask it again the next time: it may have been wrong
+                raise WitnessFailed(
+                    f"it has cosigned {old_size} entries of this log, which has {size}: the log lost entries, or was copied"
+                )
+            status, answer = await self._post(witness, request(note, old_size=old_size, proof=prove(old_size)))
+            if status == 200:
+                found = Note(text=note.text, signatures=signatures(answer.decode(errors="replace")))
+                verified = found.verified([witness.verifier])
+                self._sizes[witness] = size
+                return verified
+            told = _SIZE.fullmatch(answer)
+            if status != 409 or told is None or int(told[1]) > SIZE_MAX:
+                raise WitnessFailed(f"it answered {status}")
+            self._sizes[witness] = int(told[1])
+        raise WitnessFailed("it changes its mind about the size that it has cosigned")
+
+    async def _post(self, witness: Witness, body: bytes) -> tuple[int, bytes]:
+        url = f"{witness.url.rstrip('/')}/add-checkpoint"
+        async with self._session.post(url, data=body, allow_redirects=False) as response:
+            answer = bytearray()
+            async for chunk in response.content.iter_any():
+                answer += chunk
+                if len(answer) > ANSWER_BYTES_MAX:
+                    raise WitnessFailed(f"it answered with more than {ANSWER_BYTES_MAX} bytes")
+            return response.status, bytes(answer)
+
+
+def request(note: Note, *, old_size: int, proof: Sequence[bytes]) -> bytes:
+    """The body of add-checkpoint."""
+    lines = [f"old {old_size}", *(base64.b64encode(sibling).decode() for sibling in proof), "", ""]
+    return "\n".join(lines).encode() + note.encode()
