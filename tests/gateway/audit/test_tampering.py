@@ -14,8 +14,9 @@ import pytest
 
 from gateway.audit import segments
 from gateway.audit.batch import Batch
-from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head
+from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head, whole_frame_after
 from gateway.audit.note import Verifier
+from gateway.audit.reading import settled
 from gateway.audit.tiles import entries_in, framed
 from gateway.audit.verification import OldCheckpoint
 from gateway.ports import AuditFailed
@@ -374,3 +375,16 @@ def test_a_record_that_is_too_long_or_of_no_known_kind_is_found_though_it_is_sig
     found = [str(finding) for finding in verified(tmp_path / "audit", verifier=None).findings.all]
     assert any("record 2: has 21" in line and "none has more than 2048" in line for line in found), found
     assert any("record 3: not a record that this version of Weir knows" in line for line in found), found
+
+
+def test_what_is_written_while_a_segment_is_read_is_no_damage():
+    """The reader sees the first frame's page before it was written, and what follows after."""
+    whole = [frame(LEAVES, b'{"number":%d}' % number) for number in range(4)]
+    written = head(0) + b"".join(whole) + bytes(64)
+    seen = bytearray(written)
+    begin = HEAD_BYTES + len(whole[0])
+    seen[begin + 5 : begin + len(whole[1])] = bytes(len(whole[1]) - 5)
+    assert whole_frame_after(bytes(seen), begin), "which looks like damage"
+    reads = [bytes(seen), written]
+    assert settled(lambda offset: reads.pop(0)[offset:]) == written
+    assert settled(lambda offset: bytes(seen)[offset:]) == seen, "and if it stays, it is damage"
