@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -13,13 +14,21 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+import yaml
 
+from gateway.audit.batch import Scribe
 from gateway.audit.frames import CIPHERTEXT, frames
 from gateway.audit.note import Signer
 from gateway.audit.sealing import Unsealable, auditor_secret, unseal
+from gateway.audit.segments import SegmentLog
+from gateway.clock import SystemClock
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ports import AccountLimit, Wanted
+from gateway.record import Entry, LeaseGranted, Started
+from policy.budget import Step
 from tests.e2e.backend import Backend, say
 from tests.e2e.conftest import Start
-from tests.e2e.processes import ALICE, BOB, Gateway, until, weir
+from tests.e2e.processes import ALICE, BOB, Gateway, policy, until, weir
 
 SAID = "The heron stands in the shallows, and nobody knows for how long."
 ASKED = "Where does the heron stand? \u001b[31mred\u001b[0m"
@@ -290,3 +299,40 @@ def test_whoever_reads_only_the_beginning_of_an_export_gets_no_traceback(gateway
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.startswith('{"number":0,')
     assert "Traceback" not in done.stderr
+
+
+def test_what_was_forgotten_of_a_sliding_window_is_thawed_in_its_series(tmp_path: Path) -> None:
+    """Of three grants the ledger has one, and one that was granted anew with less."""
+    rules = policy("http://127.0.0.1:1", tmp_path)
+    (tmp_path / "weir.yaml").write_text(yaml.safe_dump(rules))
+    step = Step(series="s", number=1, steps=24)
+
+    async def arrange() -> None:
+        log = SegmentLog(tmp_path / "audit", scribe=Scribe(sealer=None, clock=SystemClock()))
+        grants = [
+            LeaseGranted(at_ms=1, lease=f"l{n}", holder="h", bits={"a": 10, "s/1": 5}, fences={"a": n, "s": n})
+            for n in (1, 2, 3)
+        ]
+        started = Started(at_ms=1, holder="h", version="1", policy="p", codes="c", boot_id="b")
+        await log.append([Entry(leaf) for leaf in (started, *grants)])
+        await log.close()
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        await ledger.register(
+            [AccountLimit(account="a", limit_bits=100), AccountLimit(account="s/1", limit_bits=100, step=step)]
+        )
+        for lease, bits in (("l1", {"a": 10, "s/1": 5}), ("l2", {"a": 4, "s/1": 1})):
+            wanted = {name: Wanted(least_bits=amount, most_bits=amount) for name, amount in bits.items()}
+            await ledger.grant(lease=lease, holder="h", wanted=wanted)
+        await ledger.close()
+
+    asyncio.run(arrange())
+    fold = ["audit", "fold", str(tmp_path / "audit"), "--policy", str(tmp_path / "weir.yaml")]
+    assert weir(*fold, "--lost").stdout.splitlines() == [
+        "weir ledger thaw a --lost 16",
+        "weir ledger thaw s --lost 9",
+    ]
+    done = weir(*fold)
+    assert done.returncode == 1
+    assert "a: the ledger has 16 bits less debited than the log accounts for" in done.stderr
+    assert "s/1: the ledger has 9 bits less" in done.stderr
+    assert "forgotten by the ledger: 6 bits of a, lease l2 of h" in done.stdout
