@@ -57,4 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         # Whoever reads has seen enough (`export | head`). What is buffered must not fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as fault:
+        sys.stderr.write(f"{fault.filename}: {fault.strerror}\n")
+        return 1
     return status

@@ -19,9 +19,9 @@ from gateway.record import Leaf
 SHOWN_EVERY = 1000  # records; to draw costs more than to read
 
 
-def directory(parser: argparse.ArgumentParser, **options: str) -> None:
+def directory(parser: argparse.ArgumentParser) -> None:
     """The argument that all of them have."""
-    parser.add_argument("directory", type=Path, metavar="DIRECTORY", help="the audit directory, or a copy", **options)  # type: ignore[arg-type]
+    parser.add_argument("directory", type=Path, metavar="DIRECTORY", help="the audit directory, or a copy")
 
 
 @contextmanager
