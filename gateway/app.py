@@ -17,6 +17,7 @@ from aiohttp import web
 
 from gateway import log
 from gateway.audit.log import SignedLog
+from gateway.authority import Denied
 from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
@@ -32,7 +33,7 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
-from gateway.record import Refusals, Started, Stopped, policy_loaded
+from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped, policy_loaded
 from gateway.recovery import recover, tallies
 from gateway.refills import Refills
 from gateway.relay import Relay
@@ -41,6 +42,7 @@ from gateway.session import Session
 from gateway.settle import Settler
 from gateway.status import Status
 from gateway.stores import open_ledger
+from gateway.tenure import Tenure
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
 from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
@@ -117,9 +119,13 @@ class Gateway:
             upstreams={},
             counters=config.counters,
             serving=lambda: self.serving,
+            refused=lambda: self.tenure.refused,
             clock=self.clock,
             metrics=self.metrics,
             log=log.problem,
+        )
+        self.tenure = Tenure(
+            policy, clock=self.clock, metrics=self.metrics, changed=self._licence_changed, log=log.problem
         )
         self.serving = serving(policy, parameters=config.parameters)
         self.public_port = 0
@@ -186,6 +192,7 @@ class Gateway:
             fixed = unchangeable(self.serving.policy, config.policy)
             if fixed:
                 raise ConfigError(f"{self._path}: changing {', '.join(fixed)} takes a restart")
+            await licensed(self.tenure, config.policy)
             raised = await self.take(config)
         except ConfigError as mistakes:
             self.metrics.reloads.labels("refused").inc()
@@ -203,6 +210,8 @@ class Gateway:
         """Why this gateway should not be sent requests; None if it should."""
         if self.public.draining:
             return "draining"
+        if (denied := self.tenure.denied) is not None:
+            return f"no operating licence is in force: {denied.cause.value}: {denied.detail}"
         if not await self.status.ledger_answers():
             return "the ledger does not answer"
         for name, upstream in self.relay.upstreams.items():
@@ -230,6 +239,7 @@ class Gateway:
         )  # before the first grant: of a holder that is not on the record nothing can be recovered
         await self.leases.refresh()
         await self._connect(self.serving.policy)
+        await self.tenure.look()
         self.metrics.reload_ok.set(1)
         self.metrics.reload_at.set(self.clock.wall_s())
 
@@ -239,6 +249,7 @@ class Gateway:
         raised = await self.leases.register(fresh.accounts.all(now_s=self.clock.wall_s()))
         await self._connect(config.policy)
         self.relay.counters = config.counters
+        await self.tenure.take(config.policy)  # first: what no licence covers must not serve, not even for a moment
         self.serving = fresh
         self.tick.record(policy_loaded(config.policy.digest, raised=raised, at_ms=self._now_ms()))
         self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
@@ -281,6 +292,7 @@ class Gateway:
             tasks.create_task(self.settler.score())
             tasks.create_task(self._keep_leases())
             tasks.create_task(self._keep_house())
+            tasks.create_task(self.tenure.run())
             if self._signed is not None:
                 tasks.create_task(self._signed.run())
             if self._guard is not None:
@@ -351,6 +363,12 @@ class Gateway:
             if self.clock.monotonic_s() - tallied_s >= TALLY_S:
                 tallied_s = self.clock.monotonic_s()
                 self._tally()
+
+    async def _licence_changed(self, leaf: Leaf) -> None:
+        if isinstance(leaf, LicenceLapsed):
+            self.relay.cut()
+        if self._kept is None:  # else the keeper records it
+            self.tick.record(leaf)
 
     def _tally(self) -> None:
         """Put on the record what the leaves before it add up to. Nothing may be awaited while it is taken."""
@@ -475,7 +493,16 @@ def codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
+async def licensed(tenure: Tenure, policy: Policy) -> None:
+    """Raises `ConfigError` if the installed licence does not permit what this policy permits."""
+    if policy.licence is None:
+        return
+    found = await tenure.examine(policy)
+    if isinstance(found, Denied):
+        raise ConfigError(f"the licence in {policy.licence.file} does not hold for this policy: {found.detail}")
+
+
 def unchangeable(before: Policy, after: Policy) -> list[str]:
     """What a reload cannot change, because open answers or files depend on it."""
-    names = ("listen", "admin", "release", "meters", "dictionary", "scorer", "audit", "ledger")
+    names = ("listen", "admin", "release", "meters", "dictionary", "scorer", "audit", "licence", "ledger")
     return [name for name in names if getattr(before, name) != getattr(after, name)]

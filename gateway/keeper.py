@@ -18,7 +18,17 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from gateway import log
-from gateway.app import accounts_in_use, bound, codes_digest, meters_of, port_of, settle_past, site_on, unchangeable
+from gateway.app import (
+    accounts_in_use,
+    bound,
+    codes_digest,
+    licensed,
+    meters_of,
+    port_of,
+    settle_past,
+    site_on,
+    unchangeable,
+)
 from gateway.audit.batch import Batch
 from gateway.audit.log import SignedLog
 from gateway.claims import Claims
@@ -51,6 +61,7 @@ from gateway.record import Entry, Leaf, policy_loaded
 from gateway.serving import serving
 from gateway.status import Status
 from gateway.stores import open_ledger
+from gateway.tenure import Tenure
 from policy.limits import DRAIN_S_MAX, WORKER_COLLECT_S
 from policy.rules import Address, UnixAddress
 
@@ -112,6 +123,9 @@ class Keeper:
             clock=self.clock,
             codes=self.codes,
         )
+        self.tenure = Tenure(
+            config.policy, clock=self.clock, metrics=self.metrics, changed=self._licence_changed, log=log.problem
+        )
         self._admin = AdminServer(
             registry=self._everybody, status=self.status.snapshot, claims=self.claims.document, unready=self._unready
         )
@@ -121,6 +135,8 @@ class Keeper:
         assert_strict()
         self._handle_signals()
         await self._begin()
+        watching = asyncio.create_task(self.tenure.run())
+        watching.add_done_callback(lambda _: self._stop.set())
         admin = bound(self._config.policy.admin)
         site = await site_on(self._admin.server(), admin)
         crew = asyncio.create_task(self._crew.run())
@@ -141,6 +157,9 @@ class Keeper:
         announcing.cancel()
         await self._drain(crew)
         collecting.cancel()
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching  # if it failed, so did the keeper
         guarding.cancel()
         signing.cancel()
         await asyncio.wait([signing])  # it may be writing, and the last signature must come after that
@@ -165,6 +184,7 @@ class Keeper:
                 fixed = unchangeable(self.serving.policy, config.policy)
                 if fixed:
                     raise ConfigError(f"{self._path}: changing {', '.join(fixed)} takes a restart")
+                await licensed(self.tenure, config.policy)
                 raised = await self._register(config)
             except (ConfigError, LedgerUnavailable) as mistakes:
                 self.metrics.reloads.labels("refused").inc()
@@ -174,6 +194,7 @@ class Keeper:
             loaded = policy_loaded(config.policy.digest, raised=raised, at_ms=self._now_ms())
             await self._audit.append([Entry(loaded)])
             self._take(config)
+            await self.tenure.take(config.policy)
             await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))
             self.metrics.reloads.labels("taken").inc()
             log.event("policy reloaded", policy=config.policy.digest, raised=list(raised))
@@ -210,6 +231,7 @@ class Keeper:
         await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock)
         await self._register(self._config)
         self._take(self._config)
+        await self.tenure.look()
 
     def _take(self, config: Config) -> None:
         """Workers that begin from now on begin with this policy."""
@@ -315,12 +337,22 @@ class Keeper:
     async def _unready(self) -> str | None:
         if self._draining:
             return "draining"
+        if (denied := self.tenure.denied) is not None:
+            return f"no operating licence is in force: {denied.cause.value}: {denied.detail}"
         if not await self.status.ledger_answers():
             return "the ledger does not answer"
         reasons = [answer.reason for _, answer in await self._crew.ask_all(Ready(), Unready)]
         if None in reasons:
             return None
         return reasons[0] if reasons else "no worker serves"
+
+    async def _licence_changed(self, leaf: Leaf) -> None:
+        """Workers see it for themselves; the record of it is made once."""
+        try:
+            await self._audit.append([Entry(leaf)])
+        except AuditFailed as fault:
+            self._fail(fault)
+            raise
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -139,6 +139,14 @@ class Metrics:
         self.reload_at = Gauge(
             "weir_config_last_reload_success_timestamp_seconds", "When a policy was last taken.", registry=r
         )
+        self.licence_ok = Gauge(
+            "weir_licence_ok", "1 if an operating licence is in force, or the policy asks for none.", registry=r
+        )
+        self.licence_expires = Gauge(
+            "weir_licence_expires_timestamp_seconds",
+            "When the operating licence that was last in force ends; +Inf if the policy asks for none.",
+            registry=r,
+        )
         for reason in Reason:
             self.refusals.labels(reason.label)
         self._of: dict[tuple[str, str], AnswerMetrics] = {}

@@ -63,6 +63,30 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
     raised_more: int = 0  # beyond those that a leaf has room for; the ledger has them all
 
 
+class LicenceInstalled(Leaf, frozen=True, kw_only=True, tag="licence_installed"):
+    """An operating licence came into force, or was found in force at a start."""
+
+    version: int
+    not_before_s: int
+    expires_s: int
+    policy: str
+    terms: str  # digest of what was signed
+    signers: tuple[str, ...]
+
+
+class LicenceAmended(Leaf, frozen=True, kw_only=True, tag="licence_amended"):
+    """The licence in force covers this policy as well, which permits no more than the one that it names."""
+
+    policy: str
+    signers: tuple[str, ...]
+
+
+class LicenceLapsed(Leaf, frozen=True, kw_only=True, tag="licence_lapsed"):
+    """From here on nothing left: no licence was in force."""
+
+    cause: str
+
+
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
     """The ledger debited these bits for this holder."""
 
@@ -186,6 +210,9 @@ AnyLeaf = (
     | Recovered
     | Forfeited
     | PolicyLoaded
+    | LicenceInstalled
+    | LicenceAmended
+    | LicenceLapsed
     | LeaseGranted
     | LeaseClosed
     | Fences

@@ -39,12 +39,13 @@ from policy.canonical import Answer, Malformed
 from policy.codelength import BITS_PER_BYTE, choice_bits
 from policy.limits import ANSWER_PENDING_BYTES_MAX, CLIENT_ANSWER_S_MAX, FLOW_BLOCK_BYTES, PARSE_BYTES_MAX
 from policy.refusal import Reason, Refused
-from policy.release import Outcome
+from policy.release import Ending, Outcome, Release
 from policy.rules import Model, Tenant
 from policy.ticks import CHOICE_BITS
 
 REJECTION_BODY_BYTES_MAX = 64 * 1024  # how much of a backend's 4xx is read for its error code
 TICKS_MARGIN = 2  # the ticks under way when an answer is opened and when its deadline comes
+CUT_S_MAX = 1.0  # for the last word to a client whose answer was cut; then the connection is broken off
 RETRY_AFTER_S_MAX = 120  # clients sleep as long as they are told; the honest reset is in the body
 
 
@@ -68,6 +69,7 @@ class Relay:
         upstreams: Mapping[str, Upstream],
         counters: Mapping[str, TokenCounter],
         serving: Callable[[], Serving],
+        refused: Callable[[], Refused | None],
         clock: Clock,
         metrics: Metrics,
         log: Callable[..., None],
@@ -75,6 +77,7 @@ class Relay:
         self.upstreams = upstreams
         self.counters = counters
         self._serving = serving
+        self._refused = refused  # whether anything may leave at all: asked at every admission
         self._leases = leases
         self._tick = tick
         self._settler = settler
@@ -83,6 +86,8 @@ class Relay:
         self._log = log
         self._numbers = 0
         self._open: dict[str, Session] = {}  # by answer
+        self._deadlines: dict[str, asyncio.Timeout] = {}  # likewise
+        self._cut: set[str] = set()  # answers that end because nothing may leave any more
         self._streams: Counter[str] = Counter()
 
     @property
@@ -98,6 +103,14 @@ class Relay:
                 answers.setdefault(_ids(session.hold.accounts), []).append(answer)
         return tuple((accounts, tuple(names)) for accounts, names in answers.items())
 
+    def cut(self) -> None:
+        """Nothing may leave any more: every open answer ends now, with an error if its client can still be told."""
+        now_s = asyncio.get_running_loop().time()
+        for answer, deadline in self._deadlines.items():
+            if not deadline.expired():
+                self._cut.add(answer)
+                deadline.reschedule(now_s)
+
     async def answer(
         self, call: Call, *, serving: Serving, tenant: Tenant, identity: Identity, route: str, client: Client, size: int
     ) -> Refused | None:
@@ -106,12 +119,17 @@ class Relay:
         if self._streams[tenant.name] >= tenant.streams_max:
             message = f"You have {tenant.streams_max} answers open, which is your limit."
             return Refused(reason=Reason.TOO_MANY_STREAMS, message=message, retry_after_s=1)
+        if (refused := self._refused()) is not None:
+            return refused
         upstream = self.upstreams[model.name]
         self._streams[tenant.name] += 1
         try:
             session = await self._admit(call, serving=serving, tenant=tenant, identity=identity)
             if isinstance(session, Refused):
                 return session
+            if (refused := self._refused()) is not None:  # since then, while the budget was asked for
+                session.hold.close()
+                return refused
             self._tick.record(
                 Opened(
                     at_ms=self._now_ms(),
@@ -211,12 +229,16 @@ class Relay:
         session.metrics.in_flight.inc()
         try:
             # The backend has its own deadline, at which the answer is ended; this one is for clients that hardly read.
-            async with asyncio.timeout(model.timeouts.total_s + CLIENT_ANSWER_S_MAX):
-                if session.call.stream:
-                    await self._stream(session, model, upstream, client)
-                else:
-                    await self._pump(session, model, upstream)
-                    await self._write_all(session, client)
+            async with asyncio.timeout(model.timeouts.total_s + CLIENT_ANSWER_S_MAX) as deadline:
+                self._deadlines[session.identity.id] = deadline
+                try:
+                    if session.call.stream:
+                        await self._stream(session, model, upstream, client)
+                    else:
+                        await self._pump(session, model, upstream)
+                        await self._write_all(session, client)
+                finally:
+                    del self._deadlines[session.identity.id]
         except ClientGone:
             pass  # what was released stays charged; leaving the pump has cancelled the backend's work
         except BudgetGone:
@@ -225,10 +247,27 @@ class Relay:
             else:
                 await client.refuse(Refused(reason=Reason.OVER_BUDGET, message="The egress budget is exhausted."))
         except TimeoutError:
-            client.abort()
+            if session.identity.id in self._cut and session.ending is None:
+                await self._break_off(session, client)
+            else:
+                client.abort()
         finally:
             self._close(session)
             session.metrics.in_flight.dec()
+
+    async def _break_off(self, session: Session, client: Client) -> None:
+        """Say that the licence ended first. When it did is the gateway's knowledge and no backend's, so this has no price."""
+        ending = Ending(outcome=Outcome.LICENCE)
+        refused = refusal_of(ending)
+        assert refused is not None
+        if not session.begun:
+            await client.refuse(refused)
+            return
+        event = session.call.renderer.release(Release(idle_ticks=0, quanta=0, text="", ending=ending))
+        with contextlib.suppress(ClientGone, TimeoutError):
+            async with asyncio.timeout(CUT_S_MAX):
+                await client.write(event, last=True)
+        client.abort()  # clients take a clean end for a whole answer
 
     async def _stream(self, session: Session, model: Model, upstream: Upstream, client: Client) -> None:
         pump = asyncio.create_task(self._pump(session, model, upstream))
@@ -324,7 +363,9 @@ class Relay:
 
     def _close(self, session: Session) -> None:
         """Whatever happened, once: silence that was left is charged, then the record, the unused hold, the settlement."""
-        outcome = session.ending.outcome if session.ending is not None else None
+        cut = session.identity.id in self._cut
+        self._cut.discard(session.identity.id)
+        outcome = session.ending.outcome if session.ending is not None else Outcome.LICENCE if cut else None
         parting_bits = session.part(self._tick.now)
         session.hold.close()
         del self._open[session.identity.id]

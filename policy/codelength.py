@@ -11,7 +11,7 @@ from policy.release import Ending, Outcome, Release, Usage, Vectors
 
 BITS_PER_BYTE = 8
 
-# A code over how an answer may end: 1/2 + 1/4 + 1/16 + 1/16 + 5/64 <= 1. Faults are rare, so they may be dear.
+# A code over how an answer may end: 1/2 + 1/4 + 1/16 + 1/16 + 6/64 <= 1. Faults are rare, so they may be dear.
 OUTCOME_BITS = {
     Outcome.STOP: 1,
     Outcome.LENGTH: 2,
@@ -22,6 +22,7 @@ OUTCOME_BITS = {
     Outcome.REJECTED: 6,
     Outcome.NOT_FOUND: 6,
     Outcome.CONFLICT: 6,
+    Outcome.LICENCE: 6,
 }
 
 

@@ -39,6 +39,7 @@ class Reason(Enum):
     INTERNAL = Shape(500, "api_error", "internal_error")
     UPSTREAM_ERROR = Shape(502, "api_error", "upstream_error")
     LEDGER_UNAVAILABLE = Shape(503, "api_error", "ledger_unavailable")
+    UNLICENSED = Shape(503, "api_error", "licence_not_in_force")
     DRAINING = Shape(503, "api_error", "shutting_down")
     UPSTREAM_TIMEOUT = Shape(504, "api_error", "upstream_timeout")
 

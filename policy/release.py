@@ -19,6 +19,7 @@ class Outcome(Enum):
     REJECTED = "rejected"  # the backend says that the request is wrong (4xx)
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    LICENCE = "licence"  # the gateway's operating licence ended first
 
     @property
     def complete(self) -> bool:

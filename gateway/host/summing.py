@@ -22,6 +22,7 @@ GAUGES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "weir_answers_in_flight": sum,  # each answer is one worker's
     "weir_settle_backlog_answers": sum,  # each worker has a queue of its own
     "weir_config_last_reload_successful": min,  # only if all took it
+    "weir_licence_ok": min,  # each looks for itself
 }
 KEEPERS_GAUGES = frozenset(
     {
@@ -35,6 +36,7 @@ KEEPERS_GAUGES = frozenset(
         "weir_ledger_frozen_accounts",  # as the ledger says
         "weir_days_to_theft",  # from the policy alone
         "weir_config_last_reload_success_timestamp_seconds",  # the keeper reads the file; a restarted worker loads nothing new
+        "weir_licence_expires_timestamp_seconds",  # of the file, which all share
         "weir_workers",
     }
 )

@@ -36,6 +36,7 @@ _REASONS = {
     Outcome.REJECTED: Reason.UPSTREAM_REFUSED,
     Outcome.NOT_FOUND: Reason.NOT_FOUND,
     Outcome.CONFLICT: Reason.CONFLICT,
+    Outcome.LICENCE: Reason.UNLICENSED,
 }
 _MESSAGES = {
     Outcome.BUDGET: (
@@ -44,6 +45,7 @@ _MESSAGES = {
     Outcome.UPSTREAM_ERROR: "The model server failed to give a valid answer.",
     Outcome.TIMEOUT: "The model server did not answer in time.",
     Outcome.NOT_FOUND: "There is nothing with this id.",
+    Outcome.LICENCE: "The gateway's operating licence ended before the answer did. What was released stays charged.",
     Outcome.CONFLICT: "Something with this id exists already. Delete it first, or choose another id.",
 }
 

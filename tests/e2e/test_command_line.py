@@ -250,3 +250,19 @@ def test_logs_are_json_lines_and_hold_no_words_of_clients_or_backends(gateway: G
     for word in ("ANSWERWORD", "PROMPTWORD", "KEYWORD", "FIELDWORD", gateway.key):
         assert word not in text
     until(lambda: gateway.alive, what="alive")
+
+
+def test_an_auditors_key_goes_into_the_policy_and_its_secret_into_a_file_of_its_own(tmp_path: Path) -> None:
+    anna = weir("keys", "auditor", "anna", "--out", str(tmp_path / "anna.key"))
+    boris = weir("keys", "auditor", "boris", "--algorithm", "xwing", "--out", str(tmp_path / "boris.key"))
+    assert (anna.returncode, boris.returncode) == (0, 0)
+    assert re.fullmatch(r"weir-auditor-x25519:anna:[A-Za-z0-9+/]{43}=\n", anna.stdout)
+    rules = policy("http://127.0.0.1:1", tmp_path)
+    rules["audit"]["auditors"] = [anna.stdout.strip(), boris.stdout.strip()]
+    (tmp_path / "weir.yaml").write_text(yaml.safe_dump(rules))
+    assert weir("check", str(tmp_path / "weir.yaml")).returncode == 0
+    secret = (tmp_path / "anna.key").read_text().strip().rpartition(":")[2]
+    assert secret not in anna.stdout + anna.stderr
+    again = weir("keys", "auditor", "anna", "--out", str(tmp_path / "anna.key"))
+    assert (again.returncode, "there is a file already" in again.stderr) == (1, True)
+    assert weir("keys", "auditor", "a b").returncode == 2

@@ -393,11 +393,13 @@ class House:
             upstreams={"m": self.upstream},
             counters={},
             serving=lambda: self.serving,
+            refused=lambda: self.refused,
             clock=self.clock,
             metrics=self.metrics,
             log=self.log,
         )
         self.serving: Serving = serving(policy or policy_of(), parameters={"m": 10**9})
+        self.refused: Refused | None = None
         self._ids = 0
 
     def log(self, message: str, **fields: object) -> None:

@@ -651,3 +651,82 @@ async def test_a_ledger_that_is_away_at_a_windows_edge_only_delays_the_stream(fa
     async with house.running():
         client = await house.ask([fakes.sse(fakes.delta("x" * 160)), midnight, fakes.said("y" * 320)])
     assert fakes.text_of(client.body) == "x" * 160 + "y" * 320
+
+
+UNLICENSED = Refused(reason=Reason.UNLICENSED, message="not now")
+
+
+async def test_without_a_licence_nothing_is_reserved_and_no_backend_is_asked(fakes):
+    house = fakes.House()
+    house.refused = UNLICENSED
+    async with house.running():
+        assert await house.ask([fakes.said("no")]) is UNLICENSED
+    assert house.trace == []
+
+
+async def test_a_licence_that_ends_while_the_budget_is_asked_for_lets_nothing_through(fakes):
+    class Late(fakes.MemoryLedger):
+        async def grant(self, **wanted):
+            house.refused = UNLICENSED
+            return await super().grant(**wanted)
+
+    clock = fakes.Clock()
+    house = fakes.House(ledger=Late(clock=clock), clock=clock)
+    async with house.running():
+        assert await house.ask([fakes.said("no")]) is UNLICENSED
+    assert not house.audit.of(Opened)
+    assert ("ask", "/v1/chat/completions") not in house.trace
+    assert house.leases.purse.reserved_bits("model:m/lifetime/ever") == 0
+
+
+async def test_a_stream_that_is_cut_says_so_is_charged_for_what_left_and_leaves_its_backend(fakes):
+    house = fakes.House()
+
+    async def cut():
+        await house.ticks(3)
+        house.relay.cut()
+        await asyncio.Event().wait()
+
+    async with house.running():
+        client = await house.ask([fakes.sse(fakes.delta("x" * 40)), cut])
+        await house.ticks(2)
+    assert client.aborted
+    assert fakes.text_of(client.body) == "x" * 32
+    assert b'"code":"licence_not_in_force"' in client.writes[-1]
+    (closed,) = house.audit.of(Closed)
+    assert (closed.outcome, closed.text_bytes) == ("licence", 32)
+    assert closed.charged_bits == sum(leaf.charged_bits for leaf in house.audit.of(Released)) + closed.parting_bits
+    assert closed.parting_bits > 0
+    assert house.relay.in_flight == 0
+    house.relay.cut()  # nobody is left to be cut
+
+
+async def test_a_whole_answer_that_is_cut_before_it_is_whole_is_an_error(fakes):
+    house = fakes.House()
+
+    async def cut():
+        house.relay.cut()
+        await asyncio.Event().wait()
+
+    call = fakes.chat_call(rules=house.serving.models["m"], stream=False)
+    async with house.running():
+        client = await house.ask([b'{"choices":', cut], call=call)
+    assert client.refused is not None
+    assert client.refused.reason is Reason.UNLICENSED
+    assert client.writes == []
+
+
+async def test_a_client_that_does_not_read_cannot_hold_a_cut_answer_open(fakes):
+    house = fakes.House()
+    client = house.client()
+    client.slow = asyncio.Event()
+
+    async def cut():
+        await house.ticks(3)
+        house.relay.cut()
+        await asyncio.Event().wait()
+
+    async with house.running(), asyncio.timeout(5):
+        await house.ask([fakes.sse(fakes.delta("x" * 40)), cut], client=client)
+    assert client.aborted
+    assert house.relay.in_flight == 0
