@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit import witness as module
 from gateway.audit.note import COSIGNATURE, BadNote, Checkpoint, Note, Signature, Signer, Verifier
+from gateway.audit.quorum import Witness
 from gateway.audit.tiled import TiledTree, TileFiles
 from gateway.audit.tree import check_consistency, consistency_proof
-from gateway.audit.witness import ANSWER_BYTES_MAX, Witness, Witnesses
+from gateway.audit.witness import ANSWER_BYTES_MAX, Witnesses
 
 ORIGIN = "example.com/egress/host"
 LOG = Signer(name=ORIGIN, seed=bytes(32))
@@ -105,12 +106,14 @@ async def test_every_checkpoint_is_cosigned_as_the_log_grows(tmp_path, session):
     careful = [CarefulWitness("w1"), CarefulWitness("w2")]
     async with serving(careful[0].add_checkpoint) as one, serving(careful[1].add_checkpoint) as two:
         witnesses = [
-            Witness(url=url, verifier=witness.verifier) for url, witness in zip((one, two + "/"), careful, strict=True)
+            Witness(name=witness.verifier.name, url=url, verifier=witness.verifier)
+            for url, witness in zip((one, two + "/"), careful, strict=True)
         ]
         log = Log(tmp_path, session, *witnesses)
         for count, size in enumerate((0, 1, 300, 300, 1000), start=1):
             note, found = await log.cosigned(size)
             assert not found.faults
+            assert not found.contradicted
             published = Note.parse(found.under(note).encode())
             verified = published.verified([LOG.verifier, *(witness.verifier for witness in careful)])
             assert [signature.name for signature in verified] == [ORIGIN, "w1", "w2"]
@@ -121,7 +124,7 @@ async def test_every_checkpoint_is_cosigned_as_the_log_grows(tmp_path, session):
 async def test_a_witness_that_knows_more_than_we_remember_is_told_from_there(tmp_path, session):
     careful = CarefulWitness("w")
     async with serving(careful.add_checkpoint) as url:
-        witness = Witness(url=url, verifier=careful.verifier)
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
         await Log(tmp_path, session, witness).cosigned(300)
         _, found = await Log(tmp_path, session, witness).cosigned(700)
         assert [signature.name for signature in found.signatures] == ["w"]
@@ -131,29 +134,31 @@ async def test_a_witness_that_knows_more_than_we_remember_is_told_from_there(tmp
 async def test_a_log_that_was_set_back_is_told_so_and_cosigned_by_nobody(tmp_path, session):
     careful = CarefulWitness("w")
     async with serving(careful.add_checkpoint) as url:
-        witness = Witness(url=url, verifier=careful.verifier)
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
         await Log(tmp_path / "one", session, witness).cosigned(300)
         _, found = await Log(tmp_path / "copy", session, witness).cosigned(200)
         assert not found.signatures
         assert "has cosigned 300 entries of this log, which has 200" in found.faults["w"]
+        assert found.contradicted == ("w",)
 
 
 async def test_a_log_with_another_past_is_cosigned_by_nobody(tmp_path, session):
     careful = CarefulWitness("w")
     async with serving(careful.add_checkpoint) as url:
-        witness = Witness(url=url, verifier=careful.verifier)
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
         await Log(tmp_path / "one", session, witness).cosigned(300)
         other = Log(tmp_path / "other", session, witness)
         other.tree.append([b"another past"])
         _, found = await other.cosigned(400)
         assert not found.signatures
-        assert found.faults == {"w": "it answered 422"}
+        assert "has cosigned 300 other entries of this log" in found.faults["w"]
+        assert found.contradicted == ("w",)
 
 
 async def test_a_witness_that_was_wrong_about_us_once_is_asked_again(tmp_path, session):
     careful = CarefulWitness("w", size=10**9)
     async with serving(careful.add_checkpoint) as url:
-        log = Log(tmp_path, session, Witness(url=url, verifier=careful.verifier))
+        log = Log(tmp_path, session, Witness(name="w", url=url, verifier=careful.verifier))
         _, found = await log.cosigned(5)
         assert "has cosigned 1000000000 entries" in found.faults["w"]
         careful.size = 0
@@ -193,7 +198,12 @@ STRANGER = CarefulWitness("stranger")
 async def test_a_witness_that_does_otherwise_harms_nobody_else(tmp_path, session, status, body, fault):
     bad, good = CarefulWitness("w"), CarefulWitness("good")
     async with serving(answering(status, body)) as one, serving(good.add_checkpoint) as two:
-        log = Log(tmp_path, session, Witness(url=one, verifier=bad.verifier), Witness(url=two, verifier=good.verifier))
+        log = Log(
+            tmp_path,
+            session,
+            Witness(name="w", url=one, verifier=bad.verifier),
+            Witness(name="good", url=two, verifier=good.verifier),
+        )
         _, found = await log.cosigned(5)
         assert [signature.name for signature in found.signatures] == ["good"]
         assert set(found.faults) == {"w"}
@@ -204,7 +214,7 @@ async def test_a_cosignature_of_another_checkpoint_is_not_believed(tmp_path, ses
     careful = CarefulWitness("w")
     line = careful.cosignature(Checkpoint(origin=ORIGIN, size=5, root=bytes(32)).text()).line().encode()
     async with serving(answering(200, line)) as url:
-        _, found = await Log(tmp_path, session, Witness(url=url, verifier=careful.verifier)).cosigned(5)
+        _, found = await Log(tmp_path, session, Witness(name="w", url=url, verifier=careful.verifier)).cosigned(5)
         assert not found.signatures
         assert "is false" in found.faults["w"]
 
@@ -221,7 +231,8 @@ async def test_a_witness_that_is_silent_or_gone_is_not_waited_for(tmp_path, sess
         pass
     async with serving(sleep) as one, serving(good.add_checkpoint) as two:
         witnesses = [
-            Witness(url=url, verifier=witness.verifier) for url, witness in ((one, silent), (closed, gone), (two, good))
+            Witness(name=witness.verifier.name, url=url, verifier=witness.verifier)
+            for url, witness in ((one, silent), (closed, gone), (two, good))
         ]
         begun = time.monotonic()
         _, found = await Log(tmp_path, session, *witnesses).cosigned(5)
@@ -233,4 +244,4 @@ async def test_a_witness_that_is_silent_or_gone_is_not_waited_for(tmp_path, sess
 
 def test_a_key_that_signs_logs_is_no_witness():
     with pytest.raises(BadNote, match="not a cosigner"):
-        Witness(url="http://w", verifier=LOG.verifier)
+        Witness(name="w", url="http://w", verifier=LOG.verifier)
