@@ -1,83 +1,25 @@
 """Witnesses over real sockets: one that follows the protocol of C2SP tlog-witness, and ones that do not."""
 
 import asyncio
-import base64
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit import witness as module
-from gateway.audit.note import COSIGNATURE, BadNote, Checkpoint, Note, Signature, Signer, Verifier
+from gateway.audit.note import BadNote, Checkpoint, Note, Signer
 from gateway.audit.quorum import Witness
 from gateway.audit.tiled import TiledTree, TileFiles
-from gateway.audit.tree import check_consistency, consistency_proof
+from gateway.audit.tree import consistency_proof
 from gateway.audit.witness import ANSWER_BYTES_MAX, Witnesses
+from tests.gateway.audit.witnesses import CarefulWitness as AnyWitness
+from tests.gateway.audit.witnesses import Handler, serving
 
 ORIGIN = "example.com/egress/host"
 LOG = Signer(name=ORIGIN, seed=bytes(32))
-Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-class CarefulWitness:
-    """As the specification has it: trusts one log, remembers what it cosigned, cosigns what fits."""
-
-    def __init__(self, name: str, *, size: int = 0) -> None:
-        self._key = Ed25519PrivateKey.generate()
-        self.verifier = Verifier(name=name, public_key=self._key.public_key().public_bytes_raw(), kind=COSIGNATURE)
-        self.size, self.root = size, b""
-        self.requests = 0
-
-    async def add_checkpoint(self, request: web.Request) -> web.Response:
-        self.requests += 1
-        head, _, signed = (await request.read()).partition(b"\n\n")
-        old, *encoded = head.decode().split("\n")
-        old_size = int(old.removeprefix("old "))
-        note = Note.parse(signed)
-        try:
-            note.verified([LOG.verifier])
-        except BadNote:
-            return web.Response(status=403)
-        checkpoint = Checkpoint.parse(note.text)
-        if checkpoint.origin != ORIGIN:
-            return web.Response(status=404)
-        if old_size > checkpoint.size:
-            return web.Response(status=400)
-        if old_size != self.size:
-            return web.Response(status=409, text=f"{self.size}\n", content_type="text/x.tlog.size")
-        proof = [base64.b64decode(line, validate=True) for line in encoded]
-        if old_size and not check_consistency(
-            old_size=old_size, old_root=self.root, size=checkpoint.size, root=checkpoint.root, proof=proof
-        ):
-            return web.Response(status=422)
-        if not old_size and proof:
-            return web.Response(status=422)
-        self.size, self.root = checkpoint.size, checkpoint.root
-        return web.Response(text=self.cosignature(note.text).line())
-
-    def cosignature(self, text: str) -> Signature:
-        now_s = int(time.time())
-        made = self._key.sign(f"cosignature/v1\ntime {now_s}\n{text}".encode())
-        return Signature(name=self.verifier.name, key_id=self.verifier.key_id, made=now_s.to_bytes(8, "big") + made)
-
-
-@asynccontextmanager
-async def serving(handler: Handler):
-    """A witness's submission prefix."""
-    application = web.Application()
-    application.router.add_post("/witness/add-checkpoint", handler)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/witness"
-    finally:
-        await runner.cleanup()
+CarefulWitness = partial(AnyWitness, log=LOG.verifier)
 
 
 class Log:
@@ -152,6 +94,18 @@ async def test_a_log_with_another_past_is_cosigned_by_nobody(tmp_path, session):
         _, found = await other.cosigned(400)
         assert not found.signatures
         assert "has cosigned 300 other entries of this log" in found.faults["w"]
+        assert found.contradicted == ("w",)
+
+
+async def test_a_log_of_the_same_size_with_another_past_is_cosigned_by_nobody(tmp_path, session):
+    careful = CarefulWitness("w")
+    async with serving(careful.add_checkpoint) as url:
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
+        await Log(tmp_path / "one", session, witness).cosigned(300)
+        other = Log(tmp_path / "other", session, witness)
+        other.tree.append([b"another past"])
+        _, found = await other.cosigned(300)
+        assert not found.signatures
         assert found.contradicted == ("w",)
 
 
