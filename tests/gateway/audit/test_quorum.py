@@ -93,7 +93,11 @@ def test_as_many_as_the_specification_asks_for_are_taken_and_no_more():
     whole = [*logs[:-1], *witnesses[:-1], *groups[:-1], f"quorum g{LINES_MAX - 1}"]
     signed = Note(text=TEXT, signatures=())
     assert parse("\n".join(whole).encode()).since_s(signed, now_s=NOW) is None
-    for kind, lines in (("logs", logs), ("witnesses", witnesses), ("groups", ["witness w0 " + str(key(0)) + " http://w", *groups])):
+    for kind, lines in (
+        ("logs", logs),
+        ("witnesses", witnesses),
+        ("groups", ["witness w0 " + str(key(0)) + " http://w", *groups]),
+    ):
         assert f"more than {LINES_MAX} {kind}" in mistake("\n".join(lines))
 
 
