@@ -208,7 +208,7 @@ class Keeper:
                 log.problem("policy reload refused", mistakes=str(mistakes).splitlines())
                 return
             loaded = policy_loaded(config.policy.digest, raised=raised, at_ms=self._now_ms())
-            await self._audit.append([Entry(loaded)])
+            await self._append(loaded)
             self._take(config)
             await self.tenure.take(config.policy)
             await asyncio.gather(*(self._bring_up_to_date(worker) for worker in self._crew.serving))
@@ -221,8 +221,10 @@ class Keeper:
         task.add_done_callback(self._recording.discard)
 
     async def _append(self, leaf: Leaf) -> None:
-        with suppress(AuditFailed):  # which ends the keeper by other means
+        try:
             await self._audit.append([Entry(leaf)])
+        except AuditFailed as fault:
+            self._fail(fault)
 
     async def _sign(self) -> None:
         try:
@@ -375,11 +377,7 @@ class Keeper:
 
     async def _licence_changed(self, leaf: Leaf) -> None:
         """Workers see it for themselves; the record of it is made once."""
-        try:
-            await self._audit.append([Entry(leaf)])
-        except AuditFailed as fault:
-            self._fail(fault)
-            raise
+        await self._append(leaf)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

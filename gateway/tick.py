@@ -124,4 +124,5 @@ class Tick:
     async def _append(self) -> None:
         entries, self._entries = self._entries, []
         if entries:
-            await self._audit.append(entries)
+            # Whoever is cancelled here has charged what these say: they must reach the log all the same, in their place.
+            await asyncio.shield(asyncio.ensure_future(self._audit.append(entries)))

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from gateway.audit import files
 from gateway.audit.note import BadNote, Note, Signer, Verifier
@@ -32,7 +34,8 @@ class Notary:
         self.verifier: Verifier = signer.verifier
         self._directory = directory
         self._tree = TiledTree(directory / TREE, origin=signer.name, signers=[signer])
-        self._lines: list[bytes] = []
+        self._lines: deque[bytes] = deque()
+        self._committing = Lock()
 
     @property
     def signed(self) -> int:
@@ -58,14 +61,19 @@ class Notary:
         self._lines.append(lines)
 
     async def sign(self) -> None:
-        """Sign what was taken so far. One at a time. Raises `AuditFailed`, which must end the process."""
-        lines, self._lines = self._lines, []
-        if lines:
-            await asyncio.to_thread(self._commit, lines)
+        """Sign what was taken so far. Raises `AuditFailed`, which must end the process.
 
-    def _commit(self, lines: list[bytes]) -> None:
-        self._tree.append(b"\n".join(lines).split(b"\n"))
-        self._tree.commit()
+        Cancelled, it goes on in its thread or was never begun; the next call waits for it and loses nothing.
+        """
+        if self._lines:
+            await asyncio.to_thread(self._commit)
+
+    def _commit(self) -> None:
+        with self._committing:
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if lines:
+                self._tree.append(b"\n".join(lines).split(b"\n"))
+                self._tree.commit()
 
 
 def _signer(directory: Path) -> Signer:

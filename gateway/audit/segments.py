@@ -176,14 +176,19 @@ class SegmentLog:
                 raise AuditFailed(f"{segment}: damaged before the end of the log; {RESTORE}")
         last = segments[-1]
         size = valid_size(last)
-        if size < HEAD_BYTES:  # the crash came while the segment was being created
-            number = int(last.stem)
-            last.unlink()
-            return self._create(number, first_leaf=_leaves_before(segments))
-        data = last.read_bytes()
-        leaves = first_leaf_in(last) + sum(count_of(f.payload) for f in frames(data) if f.kind == LEAVES)
+        headless = size < HEAD_BYTES  # the crash came while the segment was being created
+        if headless:
+            leaves = _leaves_before(segments)
+        else:
+            leaves = first_leaf_in(last) + sum(1 for _ in _lines(last))
         if leaves < signed:
             raise AuditFailed(f"{last}: the log has {leaves} records, and {signed} are signed; {RESTORE}")
+        if not (headless and len(segments) == 1) and (first := first_leaf_in(segments[0])) > signed:
+            # Of the tree an old copy was put back, and what it lacks went with the segments: it cannot be taken up again.
+            raise AuditFailed(f"{segments[0]}: begins with record {first}, and only {signed} are signed; {RESTORE}")
+        if headless:
+            last.unlink()
+            return self._create(int(last.stem), first_leaf=leaves)
         fd = os.open(last, os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(fd, size)
         os.fsync(fd)

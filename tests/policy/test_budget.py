@@ -306,3 +306,10 @@ def test_a_refund_goes_back_to_every_account_that_was_charged_and_may_leave_agai
     assert hold.charged_bits == 15
     with pytest.raises(ValueError, match="refund of 16 bits"):
         hold.refund(16)
+
+
+def test_a_purse_knows_the_accounts_that_were_ever_credited():
+    purse = Purse()
+    purse.credit("a", 100)
+    purse.credit("b", 0)
+    assert list(purse.accounts) == ["a", "b"]

@@ -299,3 +299,20 @@ async def test_leaves_of_other_versions_are_passed_over(tmp_path):
     await log.append([entry(4)])
     assert [leaf.at_ms for leaf in log.recent()] == [1, 4]
     await log.close()
+
+
+@pytest.mark.parametrize("size", [0, 7, 15])
+async def test_a_log_whose_only_segment_was_cut_within_its_head_does_not_start_over_what_was_signed(tmp_path, size):
+    await write(tmp_path, 1, 2)
+    with only(tmp_path).open("r+b") as file:
+        file.truncate(size)
+    with pytest.raises(AuditFailed, match="2 are signed"):
+        opened(tmp_path, signed=2)
+    assert only(tmp_path).stat().st_size == size, "what is left is evidence"
+
+
+async def test_a_gap_between_what_is_signed_and_what_is_there_refuses_to_start(tmp_path):
+    """An old copy of the tree, put back beside segments that retention has thinned: signing on would be a fork."""
+    (tmp_path / "00000003.log").write_bytes(head(100))
+    with pytest.raises(AuditFailed, match="begins with record 100, and only 40 are signed"):
+        opened(tmp_path, signed=40)
