@@ -32,9 +32,7 @@ class Cosigned:
 
     signatures: tuple[Signature, ...]
     faults: Mapping[str, str]
-    contradicted: tuple[
-        str, ...
-    ]  # whose faults say that this log is not what they have cosigned: it lost or changed entries
+    contradicted: tuple[str, ...]  # of those, who have cosigned something else: the log lost or changed entries
 
     def under(self, note: Note) -> Note:
         """The note with these cosignatures below its own signatures."""

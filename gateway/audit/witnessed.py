@@ -49,10 +49,8 @@ class Witnessed:
         self._seen_s = clock.monotonic_s()  # when it was first seen here; before the first, when this process began
         self._fault: str | None = None  # of the files
         self._told = False  # that nothing may leave
-        self._judged: tuple[bytes, int | None] = (
-            b"",
-            None,
-        )  # a file's content and what it is worth: signatures are slow
+        # A file's content and what it is worth: checking signatures at every look would cost more than reading it.
+        self._judged: tuple[bytes, int | None] = (b"", None)
 
     @property
     def refused(self) -> Refused | None:
