@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from gateway.audit.findings import Findings
-from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, first_leaf_of, frames, head, whole_frame_after
+from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, first_leaf_of, frames, later_write, unfinished_head
 from gateway.audit.reading import LogDirectory, read_segment, sealed_in
 from gateway.audit.tree import leaf_hash
 
@@ -52,16 +52,21 @@ class VerifiedSegments:
         if self._log.size and not self._log.segments:
             self._findings.found(self._log.directory, f"has no segments, and {self._log.size} records are signed")
         elif self._next is not None and self._next < self._log.size:
+            last = self._log.segments[-1]
+            following = last.with_name(f"{int(last.stem) + 1:08d}.log")
             self._findings.found(
-                self._log.segments[-1],
-                f"the segments end before record {self._next}, and {self._log.size} are signed: the end was cut off",
+                last,
+                f"the segments end before record {self._next}, and {self._log.size} are signed: its end was cut off, or"
+                f" {following} and what may follow it are missing",
             )
 
     def _verify(self, segment: Path, *, is_last: bool, progress: Callable[[int], None]) -> None:
         data = read_segment(segment)
+        if not data and not segment.exists():
+            return  # retention has deleted it a moment ago: it is judged as what is deleted is
         first = first_leaf_of(data)
         if first is None:
-            if is_last and head(0)[:8].startswith(data[:8]) and len(data) < HEAD_BYTES:
+            if is_last and unfinished_head(data):
                 self._findings.remark(f"{segment}: was being created when the gateway ended")
                 self._next = 0 if len(self._log.segments) == 1 else self._next
             else:
@@ -70,6 +75,8 @@ class VerifiedSegments:
             return
         if self.first is None:
             self.first = first
+            if first > self._log.size:
+                self._findings.found(segment, f"begins with record {first}, and only {self._log.size} are signed")
         if self._next is not None and first != self._next:
             self._findings.found(
                 segment, f"says that it begins with record {first}, and record {self._next} is the next"
@@ -126,7 +133,7 @@ class VerifiedSegments:
     def _verify_rest(self, segment: Path, data: bytes, end: int, *, is_last: bool) -> None:
         """Behind the last whole frame: nothing; in the last segment zeros that were laid out, or what a crash tore."""
         rest = data[end:]
-        if whole_frame_after(data, end):
+        if later_write(data, end):
             self._findings.found(segment, f"damaged at byte {end}, with whole records after it")
             self._next = None
         elif rest and not is_last:
