@@ -190,6 +190,9 @@ def test_a_log_restored_from_an_old_copy_is_refused_by_its_witnesses(
     true.rename(audit)
     gateway.start()
     assert gateway.ask().status == 200
+    assert gateway.stop() == 0
+    verified = weir("audit", "verify", str(audit), "--key", (audit / "log.vkey").read_text().strip())
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_check_names_the_mistake_in_the_witnesses_file_and_serve_does_not_start(
