@@ -15,7 +15,7 @@ import pytest
 from gateway.audit import segments
 from gateway.audit.batch import Batch
 from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head, whole_frame_after
-from gateway.audit.note import Verifier
+from gateway.audit.note import Signer, Verifier
 from gateway.audit.reading import settled
 from gateway.audit.segments import forget
 from gateway.audit.tiles import entries_in, framed
@@ -430,3 +430,9 @@ def test_times_that_go_back_are_found_unless_a_clock_was_set(tmp_path, back_s, e
     findings = [str(finding) for finding in verified(tmp_path / "audit", verifier=None).findings.all]
     assert any("record 2: is 90 s older" in line or "record 2: is 89 s older" in line for line in findings) == found
     assert bool(findings) == found
+
+
+def test_the_private_key_of_another_log_is_found(recorded, directory):
+    path = directory / "log.key"
+    path.write_text(f"{Signer(name=recorded.verifier.name, seed=bytes(32)).skey()}\n")
+    assert said(directory, recorded) == [f"{path}: is not the key that this log is signed with"]
