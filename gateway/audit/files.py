@@ -34,7 +34,14 @@ def make_directory(path: Path) -> None:
             os.mkdir(path, 0o700)
         except FileNotFoundError:
             make_directory(path.parent)
+            sync([path.parent.parent])
             os.mkdir(path, 0o700)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, for good: its name does not come back after a power cut."""
+    os.unlink(path)
+    sync([path.parent])
 
 
 def remove_directory(path: Path) -> None:

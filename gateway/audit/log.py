@@ -10,9 +10,9 @@ from pathlib import Path
 from gateway.audit.batch import Batch, Scribe
 from gateway.audit.notary import Notary
 from gateway.audit.sealing import Sealer
-from gateway.audit.segments import SegmentLog, forget
+from gateway.audit.segments import SegmentLog, forget, locked
 from gateway.metrics import Metrics
-from gateway.ports import Clock
+from gateway.ports import AuditFailed, Clock
 from gateway.record import Entry, Leaf
 from policy.rules import Audit
 
@@ -34,15 +34,20 @@ class SignedLog:
         self._directory = Path(rules.directory)
         self._clock = clock
         self._metrics = metrics
-        self._notary = Notary(self._directory)
-        self.origin = self._notary.origin
-        self._segments = SegmentLog(
-            self._directory,
-            scribe=scribe(rules, origin=self.origin, clock=clock),
-            signed=self._notary.signed,
-            durable=self._notary.take,
-        )
-        self._notary.catch_up(self._directory)
+        self._lock = locked(self._directory)  # before the log's key is made, until its last signature is there
+        try:
+            self._notary = Notary(self._directory)
+            self.origin = self._notary.origin
+            self._segments = SegmentLog(
+                self._directory,
+                scribe=scribe(rules, origin=self.origin, clock=clock),
+                signed=self._notary.signed,
+                durable=self._notary.take,
+            )
+            self._notary.catch_up(self._directory)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """See `AuditLog.append`."""
@@ -70,12 +75,18 @@ class SignedLog:
 
     async def close(self) -> None:
         """Finish and sign what is under way, and let go of the files."""
-        await self._segments.close()
-        await self._notary.sign()
+        try:
+            await self._segments.close()
+            await self._notary.sign()
+        finally:
+            os.close(self._lock)
 
     def _keep_house(self) -> None:
         disk = os.statvfs(self._directory)
         self._metrics.audit_disk_free.set(disk.f_bavail * disk.f_frsize)
         if self._rules.content_kept_s is not None:
             before_s = self._clock.wall_s() - self._rules.content_kept_s
-            forget(self._directory, signed=self._notary.signed, before_s=before_s)
+            try:
+                forget(self._directory, signed=self._notary.signed, before_s=before_s)
+            except OSError as fault:
+                raise AuditFailed(f"audit log {self._directory}: {fault}") from fault

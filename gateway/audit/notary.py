@@ -68,12 +68,13 @@ def _signer(directory: Path) -> Signer:
     """The log's key, made at its first start. The log's name is made with it: another key is another log."""
     path = directory / KEY
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.make_directory(directory)
         if not path.exists():
             if (directory / TREE).exists():
                 raise AuditFailed(f"{path}: missing, and the log was signed with it; restore it from a copy")
             signer = Signer(name=f"weir.log/{secrets.token_hex(8)}", seed=os.urandom(32))
             files.write(directory / VERIFIER, f"{signer.verifier}\n".encode())
+            files.sync([directory])  # where the key is, there is what outsiders check its signatures with
             files.write(path, f"{signer.skey()}\n".encode())
             files.sync([directory])
         return Signer.parse(path.read_text().strip())

@@ -20,17 +20,18 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.audit import files
 from gateway.audit.batch import Batch, Scribe
 from gateway.audit.frames import (
     CIPHERTEXT,
     HEAD_BYTES,
     LEAVES,
-    MAGIC,
     first_leaf_of,
     frame,
     frames,
     head,
-    whole_frame_after,
+    later_write,
+    unfinished_head,
 )
 from gateway.ports import AuditFailed
 from gateway.record import AnyLeaf, Entry, Leaf
@@ -49,6 +50,8 @@ _Waiting = tuple[Batch, "asyncio.Future[None]"]  # and who waits for it to be du
 class SegmentLog:
     """The `AuditLog` port on a directory. Opening it recovers; raises `AuditFailed` if the log is damaged or not writable.
 
+    Whoever opens it holds the directory's lock (`locked`).
+
     `signed` is how many leaves are in the signed tree: fewer must not be found. `durable` is told of batches' lines, in the
     order of the log, when they are durable.
     """
@@ -61,9 +64,10 @@ class SegmentLog:
         self._durable = durable
         self._failed = False
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _locked(directory)
+            files.make_directory(directory)
             self._fd, self._size, self.leaves = self._open_last(signed)
+            # Even if nothing was created just now: a life that was killed may have, and not come to this.
+            files.sync([directory, directory.parent])
             self._laid_out = self._size
         except OSError as fault:
             raise AuditFailed(f"audit log {directory}: {fault}") from fault
@@ -95,8 +99,10 @@ class SegmentLog:
             await asyncio.wait([self._writing])
         await asyncio.to_thread(self._writer.shutdown)
         if not self._failed:  # else the descriptor may be gone already, or be another file's by now
-            self._seal()
-        os.close(self._lock)
+            try:
+                self._seal()
+            except OSError as fault:
+                raise AuditFailed(f"audit log {self._directory}: {fault}") from fault
 
     def _write_waiting(self) -> None:
         """All that waits, as far as it is not too much, is written together."""
@@ -109,8 +115,11 @@ class SegmentLog:
         together, self._waiting = self._waiting[:count], self._waiting[count:]
         lines = b"\n".join([batch.lines for batch, _ in together])
         # The ciphertexts first: a crash in between leaves some that nothing commits to, and not the reverse.
-        data = b"".join([frame(CIPHERTEXT, batch.ciphertext) for batch, _ in together if batch.ciphertext])
-        data += frame(LEAVES, lines)
+        data = bytearray()
+        for batch, _ in together:
+            if batch.ciphertext:
+                data += frame(CIPHERTEXT, batch.ciphertext, offset=len(data))
+        data += frame(LEAVES, lines, offset=len(data))
         self._writing = asyncio.get_running_loop().run_in_executor(self._writer, self._write, data, count_of(lines))
         self._writing.add_done_callback(lambda written: self._written(together, lines, written))
 
@@ -129,7 +138,7 @@ class SegmentLog:
         if self._waiting:
             self._write_waiting()
 
-    def _write(self, data: bytes, leaves: int) -> None:
+    def _write(self, data: bytearray, leaves: int) -> None:
         if self._failed:
             raise AuditFailed("the audit log failed before; the process must stop")
         try:
@@ -172,7 +181,8 @@ class SegmentLog:
             return self._create(0, first_leaf=0)
         for segment, following in pairwise(segments):
             _assert_follows(segment, following)
-            if first_leaf_in(following) > signed and valid_size(segment) != segment.stat().st_size:
+            unsigned = unfinished_head(following.read_bytes()) or first_leaf_in(following) > signed
+            if unsigned and valid_size(segment) != segment.stat().st_size:
                 raise AuditFailed(f"{segment}: damaged before the end of the log; {RESTORE}")
         last = segments[-1]
         size = valid_size(last)
@@ -184,7 +194,7 @@ class SegmentLog:
             # Of the tree an old copy was put back, and what it lacks went with the segments: it cannot be taken up again.
             raise AuditFailed(f"{segments[0]}: begins with record {first}, and only {signed} are signed; {RESTORE}")
         if headless:
-            last.unlink()
+            files.remove(last)
             return self._create(int(last.stem), first_leaf=leaves)
         fd = os.open(last, os.O_RDWR | os.O_CLOEXEC)
         os.ftruncate(fd, size)
@@ -196,11 +206,7 @@ class SegmentLog:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         _write_all(fd, head(first_leaf), 0)
         os.fsync(fd)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)  # the file's name must survive a power cut as well as its bytes
-        finally:
-            os.close(directory)
+        files.sync([self._directory])  # the file's name must survive a power cut as well as its bytes
         return fd, HEAD_BYTES, first_leaf
 
     def _rotate(self) -> None:
@@ -208,6 +214,21 @@ class SegmentLog:
         self._seal()  # before the next segment exists: only the last one may have a torn end
         self._fd, self._size, _ = self._create(number, first_leaf=self.leaves)
         self._laid_out = self._size
+
+
+def locked(directory: Path) -> int:
+    """The lock of a log, to be closed behind everything else: two writers would overwrite each other. Raises `AuditFailed`."""
+    try:
+        files.make_directory(directory)
+        fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            os.close(fd)
+            raise AuditFailed(f"audit log {directory}: another gateway is writing to it") from fault
+    except OSError as fault:
+        raise AuditFailed(f"audit log {directory}: {fault}") from fault
+    return fd
 
 
 def segments_in(directory: Path) -> list[Path]:
@@ -221,7 +242,7 @@ def first_leaf_in(segment: Path) -> int:
         data = file.read(HEAD_BYTES)
     first_leaf = first_leaf_of(data)
     if first_leaf is None:
-        if MAGIC.startswith(data[: len(MAGIC)]) and len(data) < HEAD_BYTES:
+        if unfinished_head(data):
             return 0
         raise AuditFailed(f"{segment}: not an audit segment of this version; move the directory away, or {RESTORE}")
     return first_leaf
@@ -235,13 +256,13 @@ def count_of(lines: bytes) -> int:
 def valid_size(segment: Path) -> int:
     """How many bytes of a segment are whole frames. Raises `AuditFailed` if what follows them is more than a torn frame."""
     data = segment.read_bytes()
-    if len(data) < HEAD_BYTES and head(0)[: len(data)][: len(MAGIC)] == data[: len(MAGIC)]:
+    if unfinished_head(data):
         return 0
     first_leaf_in(segment)
     size = HEAD_BYTES
     for found in frames(data):
         size = found.end
-    if whole_frame_after(data, size):
+    if later_write(data, size):
         raise AuditFailed(f"{segment}: damaged at byte {size}, with whole records after it; {RESTORE}")
     return size
 
@@ -280,7 +301,7 @@ def forget(directory: Path, *, signed: int, before_s: float) -> None:
     for segment, following in pairwise(segments[:-1]):
         if segment.stat().st_mtime >= before_s or first_leaf_in(following) > signed:
             return
-        segment.unlink()
+        files.remove(segment)  # one after the other: a power cut must not take a later one and leave this
 
 
 def leaves(directory: Path) -> Iterator[dict[str, object]]:
@@ -313,18 +334,7 @@ def _leaves_before(segments: Sequence[Path]) -> int:
     return first_leaf_in(segments[-2]) + sum(1 for _ in _lines(segments[-2]))
 
 
-def _locked(directory: Path) -> int:
-    """Held while the log is open: two writers would overwrite each other."""
-    fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as fault:
-        os.close(fd)
-        raise AuditFailed(f"audit log {directory}: another gateway is writing to it") from fault
-    return fd
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from gateway.audit.findings import Findings
-from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, first_leaf_of, frames, head, whole_frame_after
+from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, first_leaf_of, frames, later_write, unfinished_head
 from gateway.audit.reading import LogDirectory, read_segment, sealed_in
 from gateway.audit.tree import leaf_hash
 
@@ -66,7 +66,7 @@ class VerifiedSegments:
             return  # retention has deleted it a moment ago: it is judged as what is deleted is
         first = first_leaf_of(data)
         if first is None:
-            if is_last and head(0)[:8].startswith(data[:8]) and len(data) < HEAD_BYTES:
+            if is_last and unfinished_head(data):
                 self._findings.remark(f"{segment}: was being created when the gateway ended")
                 self._next = 0 if len(self._log.segments) == 1 else self._next
             else:
@@ -133,7 +133,7 @@ class VerifiedSegments:
     def _verify_rest(self, segment: Path, data: bytes, end: int, *, is_last: bool) -> None:
         """Behind the last whole frame: nothing; in the last segment zeros that were laid out, or what a crash tore."""
         rest = data[end:]
-        if whole_frame_after(data, end):
+        if later_write(data, end):
             self._findings.found(segment, f"damaged at byte {end}, with whole records after it")
             self._next = None
         elif rest and not is_last:

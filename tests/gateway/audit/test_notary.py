@@ -1,6 +1,7 @@
 """Behind the log: everything that is durable is signed, once, in order, whatever happens in between."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -68,7 +69,8 @@ async def test_what_a_crash_left_unsigned_is_signed_by_the_next_life(directory):
     await log.append(entries(1))
     await log._notary.sign()
     await log.append(entries(2, 3))
-    await log._segments.close()  # and the notary dies
+    await log._segments.close()  # and the notary dies, and with it the lock
+    os.close(log._lock)
     assert numbers(directory) == [1]
     again = opened(directory)
     await again.append(entries(4))

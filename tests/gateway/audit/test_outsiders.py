@@ -3,6 +3,7 @@
 The program in `verifier/` uses golang.org/x/mod/sumdb/note and sumdb/tlog, which check Go's own module database.
 """
 
+import base64
 import shutil
 import subprocess
 import time
@@ -10,14 +11,32 @@ from pathlib import Path
 
 import pytest
 
+from gateway.audit import segments
+from gateway.audit.log import SignedLog
 from gateway.audit.note import Signer
+from gateway.audit.sealing import public_bytes
+from gateway.audit.segments import segments_in
 from gateway.audit.tiled import CHECKPOINT, TiledTree
+from gateway.clock import SystemClock
+from gateway.metrics import Metrics
+from gateway.record import Closed, Entry
+from policy.rules import Audit, PublicKey
 from tests import go
 
 ORIGIN = "example.com/egress/host"
 SIGNER = Signer(name=ORIGIN, seed=bytes(range(32)))
 SIZE = 70_000
 VERIFY_S_MAX = 60.0
+AUDITORS = tuple(
+    PublicKey(
+        name=name, algorithm="x25519", encoded=base64.b64encode(public_bytes("x25519", bytes([number]) * 32)).decode()
+    )
+    for number, name in enumerate(("ann", "bob"), start=1)
+)
+CLOSED = {
+    "answer": "0123456789abcdef" * 2, "outcome": "stop", "parting_bits": 17, "text_bytes": 300, "charged_bits": 2417,
+    "spent_bits": {"model:m/lifetime/all": 2**40},
+}  # fmt: skip
 OLDER = {"tile/0/273.p/111", "tile/entries/273.p/111"}  # of a size signed before
 
 
@@ -64,6 +83,33 @@ def test_an_outsider_verifies_every_entry_every_tile_and_every_checkpoint_that_w
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{SIZE} entries, ")
     assert f"{len(kept)} older checkpoints" in done.stdout
+
+
+async def test_an_outsider_verifies_50_000_entries_of_the_log_that_gateways_write(program, tmp_path, monkeypatch):
+    """Segments, rotation, sealing, signatures in between, and a start in the middle."""
+    monkeypatch.setattr(segments, "SEGMENT_BYTES_MAX", 4_000_000)
+    rules = Audit(directory=str(tmp_path / "audit"), auditors=AUDITORS)
+    kept, appended = [], 0
+    for life in range(2):
+        audit = SignedLog(rules, clock=SystemClock(), metrics=Metrics())
+        for batch in range(100):
+            entries = [
+                Entry(Closed(**CLOSED, at_ms=number), b"%d" % number) for number in range(appended, appended + 255)
+            ]
+            await audit.append(entries)
+            appended += len(entries) + 1  # and what says where their content is
+            if batch % 20 == 0:
+                await audit._notary.sign()
+                kept.append(tmp_path / f"{life}-{batch}")
+                kept[-1].write_bytes((tmp_path / "audit" / "tree" / CHECKPOINT).read_bytes())
+        await audit.close()
+    vkey = (tmp_path / "audit" / "log.vkey").read_text().strip()
+    done = verify(program, tmp_path / "audit" / "tree", *kept, vkey=vkey)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{appended} entries, ")
+    assert appended > 50_000
+    assert f"{len(kept)} older checkpoints" in done.stdout
+    assert len(segments_in(tmp_path / "audit")) > 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 513])

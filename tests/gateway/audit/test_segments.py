@@ -9,7 +9,7 @@ import pytest
 
 from gateway.audit import segments
 from gateway.audit.batch import Batch, Scribe
-from gateway.audit.frames import HEAD_BYTES, LEAVES, MAGIC, frames, head
+from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, MAGIC, frame, frames, head
 from gateway.audit.segments import SegmentLog, leaves
 from gateway.clock import SystemClock
 from gateway.ports import AuditFailed
@@ -83,7 +83,7 @@ async def test_the_directory_and_its_files_are_for_the_gateway_alone(tmp_path):
 async def test_a_tail_torn_at_any_byte_is_cut_and_the_log_goes_on(tmp_path):
     await write(tmp_path, 1, 2)
     data = only(tmp_path).read_bytes()
-    ends = [frame.end for frame in frames(data)]
+    ends = [found.end for found in frames(data)]
     for size in range(len(data)):
         only(tmp_path).write_bytes(data[:size])
         await write(tmp_path, 9)
@@ -114,7 +114,7 @@ async def test_damage_before_the_tail_refuses_to_start_and_deletes_nothing(tmp_p
     """A broken frame with whole frames after it was not torn by a crash: cutting there would destroy what follows."""
     await write(tmp_path, 1, 2, 3)
     data = bytearray(only(tmp_path).read_bytes())
-    first, second, _ = [frame.end for frame in frames(bytes(data))]
+    first, second, _ = [found.end for found in frames(bytes(data))]
     data[second - 2] ^= 0x01
     only(tmp_path).write_bytes(data)
     with pytest.raises(AuditFailed):
@@ -150,10 +150,45 @@ async def test_a_file_that_is_no_segment_refuses_to_start(tmp_path):
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("acknowledged", [0, 1])
+async def test_of_a_write_its_end_may_be_there_and_not_its_beginning(tmp_path, acknowledged):
+    """The sectors of a write reach the disk in any order: what follows a hole is no proof of damage if it was written with it."""
+    await write(tmp_path, 1)
+    together = frame(CIPHERTEXT, b"sealed" * 500)
+    together += frame(LEAVES, b'{"type":"stopped","at_ms":2,"holder":"h"}', offset=len(together))
+    hole = bytes(512) + together[512:]
+    later = frame(LEAVES, b'{"type":"stopped","at_ms":3,"holder":"h"}') if acknowledged else b""
+    with only(tmp_path).open("ab") as file:
+        file.write(hole + later)
+    if acknowledged:  # then the hole was whole once
+        with pytest.raises(AuditFailed, match="damaged"):
+            opened(tmp_path)
+    else:
+        await write(tmp_path, 9)
+        assert numbers(tmp_path) == [1, 9]
+
+
+@pytest.mark.parametrize("size", [1, HEAD_BYTES])
+async def test_a_segment_whose_head_was_laid_out_and_not_written_is_begun_again(tmp_path, size):
+    (tmp_path / "00000000.log").write_bytes(bytes(size))
+    await write(tmp_path, 1)
+    assert numbers(tmp_path) == [1]
+
+
+async def test_damage_before_a_segment_that_was_being_created_refuses_to_start(tmp_path):
+    await write(tmp_path, 1, 2)
+    data = bytearray(only(tmp_path).read_bytes())
+    data[-3] ^= 0xFF
+    only(tmp_path).write_bytes(data)
+    (tmp_path / "00000001.log").write_bytes(b"")
+    with pytest.raises(AuditFailed, match="damaged"):
+        opened(tmp_path)
+
+
 async def test_a_length_beyond_any_batch_is_not_believed(tmp_path):
     await write(tmp_path, 1)
     with only(tmp_path).open("ab") as file:
-        file.write(struct.pack("<4sII", LEAVES, 1 << 31, 0))
+        file.write(struct.pack("<4sIII", LEAVES, 1 << 31, 0, 0))
     await write(tmp_path, 9)
     assert numbers(tmp_path) == [1, 9]
 
@@ -263,10 +298,10 @@ async def test_frames_hold_a_marker_a_length_a_checksum_and_one_leaf_a_line(tmp_
     data = only(tmp_path).read_bytes()
     assert data.startswith(MAGIC)
     assert struct.unpack_from("<Q", data, len(MAGIC)) == (0,), "the number of its first leaf"
-    marker, length, checksum = struct.unpack_from("<4sII", data, HEAD_BYTES)
-    payload = data[HEAD_BYTES + 12 :]
+    marker, length, offset, checksum = struct.unpack_from("<4sIII", data, HEAD_BYTES)
+    payload = data[HEAD_BYTES + 16 :]
     assert marker == LEAVES
-    assert (len(payload), zlib.crc32(payload)) == (length, checksum)
+    assert (len(payload), 0, zlib.crc32(bytes(4) + payload)) == (length, offset, checksum)
     assert [msgspec.json.decode(line) for line in payload.split(b"\n")] == [
         {"type": "stopped", "at_ms": 1, "holder": "h"},
         {"type": "stopped", "at_ms": 2, "holder": "h"},
