@@ -111,14 +111,14 @@ def measured_gateways(arguments: argparse.Namespace, directory: Path) -> list[Sa
     ]
     samples: list[Sample] = []
     with ExitStack() as stack:
-        for peer in upstreams:
-            stack.enter_context(running(peer, directory=directory))
+        for backend in upstreams:
+            stack.enter_context(running(backend, directory=directory))
         started = [stack.enter_context(running(peer, directory=directory)) for peer in peers]
         for scenario in SCENARIOS:
             for round_number in range(1, arguments.rounds + 1):
-                for peer in rotated(started, round_number):
-                    plan = plan_of(scenario, peer.peer, requests=arguments.requests, seconds=arguments.seconds)
-                    samples.append(measure(peer, scenario, plan, round_number=round_number))
+                for one in rotated(started, round_number):
+                    plan = plan_of(scenario, one.peer, requests=arguments.requests, seconds=arguments.seconds)
+                    samples.append(measure(one, scenario, plan, round_number=round_number))
     return samples
 
 
