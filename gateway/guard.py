@@ -9,8 +9,8 @@ from gateway import log
 from gateway.ledger.fenced import FencedLedger
 from gateway.metrics import Metrics
 from gateway.ports import AuditLog, Clock, Ledger, LedgerUnavailable
-from gateway.record import Frozen, Leaf
-from gateway.recovery import fence_leaves, known_fences
+from gateway.record import Leaf
+from gateway.recovery import fence_leaves, frozen_leaves, known_fences
 from policy.limits import LEASE_REFRESH_S, TALLY_S
 
 
@@ -19,7 +19,8 @@ def guarded(ledger: Ledger, *, audit: AuditLog, clock: Clock, record: Callable[[
 
     def on_frozen(seen: Mapping[str, int], shown: Mapping[str, int]) -> None:
         log.problem("the ledger has forgotten grants; accounts frozen", seen=dict(seen), shown=dict(shown))
-        record(Frozen(at_ms=_ms(clock), seen=dict(seen), shown=dict(shown)))
+        for leaf in frozen_leaves(seen=seen, shown=shown, at_ms=_ms(clock)):
+            record(leaf)
 
     return FencedLedger(ledger, fences=known_fences(audit.recent()), on_frozen=on_frozen)
 

@@ -20,6 +20,7 @@ from gateway.record import (
     Entry,
     Fences,
     Forfeited,
+    Frozen,
     Leaf,
     LeaseClosed,
     LeaseGranted,
@@ -36,6 +37,7 @@ from policy.codelength import parting_bits
 from policy.limits import STALE_S
 
 LEASES_PAGE = 1000
+FROZEN_ACCOUNTS = 5  # in one leaf, each with two fences
 TALLY_ACCOUNTS, TALLY_ANSWERS = 12, 32  # in one leaf: accounts of up to 140 bytes; with the accounts that bear them
 UNRECORDED_S_MAX = 2.0  # between a grant, by the store's clock, and the holder's last word on the record: a few flushes
 T = TypeVar("T")
@@ -216,6 +218,14 @@ def known_fences(leaves: Iterable[Leaf]) -> dict[str, int]:
 def fence_leaves(fences: Mapping[str, int], *, at_ms: int) -> Sequence[Fences]:
     """Fences in parts, each small enough for a leaf."""
     return [Fences(at_ms=at_ms, fences=dict(some)) for some in _batched(fences.items(), TALLY_ACCOUNTS)]
+
+
+def frozen_leaves(*, seen: Mapping[str, int], shown: Mapping[str, int], at_ms: int) -> Sequence[Frozen]:
+    """What a store has forgotten, in parts, each small enough for a leaf: a restored backup may concern every account."""
+    return [
+        Frozen(at_ms=at_ms, seen=dict(some), shown={account: shown[account] for account, _ in some if account in shown})
+        for some in _batched(seen.items(), FROZEN_ACCOUNTS)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
-from gateway.audit.frames import CIPHERTEXT, LEAVES, first_leaf_of, frames
+from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, first_leaf_of, frame_at, frames
 from gateway.audit.notary import TREE
 from gateway.audit.note import BadNote, Checkpoint, Note
 from gateway.audit.segments import segments_in
@@ -18,7 +18,9 @@ from gateway.audit.tiles import TILE_WIDTH
 from gateway.ports import AuditFailed
 from gateway.record import AnyLeaf, Leaf, Sealed
 
-_decode = msgspec.json.Decoder(AnyLeaf).decode
+READS_MAX = 100  # of a segment that is being written, each of which gets further
+
+_decode: Callable[[bytes], Leaf] = msgspec.json.Decoder(AnyLeaf).decode
 
 
 class Unreadable(Exception):
@@ -90,12 +92,14 @@ class LogDirectory:
         yield from (record for record in self.unsigned() if record.number >= start)
 
     def unsigned(self) -> Iterator[Record]:
-        """The records above the checkpoint. A crash or a moment ago; the next checkpoint signs them."""
+        """The records above the checkpoint, up to the first that is missing. The next checkpoint signs them."""
+        expected = self.size
         for segment in self._segments_from(self.size):
             data = read_segment(segment)
-            first = first_leaf_of(data)
-            if first is not None:
-                yield from (record for record in records_of(data, first) if record.number >= self.size)
+            for record in records_of(data, first_leaf_of(data) or 0):
+                if record.number == expected:
+                    yield record
+                    expected += 1
 
     def shares(self, numbers: Sequence[int]) -> Iterator[Share]:
         """The shares that have one of these records, in order; of deleted segments none."""
@@ -110,7 +114,7 @@ class LogDirectory:
         """The number of each segment's first record; those without a readable head are left out."""
         firsts = {}
         for segment in self.segments:
-            first = first_leaf_of(read_segment(segment, count=64))
+            first = first_leaf_of(_head_of(segment))
             if first is not None:
                 firsts[segment] = first
         return firsts
@@ -129,11 +133,46 @@ class LogDirectory:
             raise AuditFailed(f"{self.checkpoint_path}: {fault}; restore it from a copy") from fault
 
 
-def read_segment(segment: Path, *, count: int = -1) -> bytes:
-    """Its bytes; none if retention has deleted it a moment ago."""
+def read_segment(segment: Path) -> bytes:
+    """Its bytes; none if retention has deleted it a moment ago. A gateway may be writing to it."""
     try:
         with segment.open("rb") as file:
-            return file.read(count)
+
+            def read(offset: int) -> bytes:
+                file.seek(offset)
+                return file.read()
+
+            return settled(read)
+    except FileNotFoundError:
+        return b""
+    except OSError as fault:
+        raise AuditFailed(f"{segment}: {fault.strerror}") from fault
+
+
+def settled(read: Callable[[int], bytes]) -> bytes:
+    """A segment that may be written while it is read, as it was at one moment. `read` reads from an offset to the end.
+
+    A page is read as the zeros that it was, and the next one as it has become: that looks like damage. So what follows the
+    whole frames is read again, until they go to the end or it stays as it is.
+    """
+    data, end = read(0), HEAD_BYTES
+    for _ in range(READS_MAX):
+        while (found := frame_at(data, end)) is not None:
+            end = found.end
+        rest = data[end:]
+        if not rest.strip(b"\0"):
+            break
+        again = read(end)
+        if again == rest:
+            break
+        data = data[:end] + again
+    return data
+
+
+def _head_of(segment: Path) -> bytes:
+    try:
+        with segment.open("rb") as file:
+            return file.read(HEAD_BYTES)
     except FileNotFoundError:
         return b""
     except OSError as fault:

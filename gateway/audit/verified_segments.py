@@ -52,13 +52,18 @@ class VerifiedSegments:
         if self._log.size and not self._log.segments:
             self._findings.found(self._log.directory, f"has no segments, and {self._log.size} records are signed")
         elif self._next is not None and self._next < self._log.size:
+            last = self._log.segments[-1]
+            following = last.with_name(f"{int(last.stem) + 1:08d}.log")
             self._findings.found(
-                self._log.segments[-1],
-                f"the segments end before record {self._next}, and {self._log.size} are signed: the end was cut off",
+                last,
+                f"the segments end before record {self._next}, and {self._log.size} are signed: its end was cut off, or"
+                f" {following} and what may follow it are missing",
             )
 
     def _verify(self, segment: Path, *, is_last: bool, progress: Callable[[int], None]) -> None:
         data = read_segment(segment)
+        if not data and not segment.exists():
+            return  # retention has deleted it a moment ago: it is judged as what is deleted is
         first = first_leaf_of(data)
         if first is None:
             if is_last and unfinished_head(data):
@@ -70,6 +75,8 @@ class VerifiedSegments:
             return
         if self.first is None:
             self.first = first
+            if first > self._log.size:
+                self._findings.found(segment, f"begins with record {first}, and only {self._log.size} are signed")
         if self._next is not None and first != self._next:
             self._findings.found(
                 segment, f"says that it begins with record {first}, and record {self._next} is the next"

@@ -114,7 +114,7 @@ class VerifiedTree:
         first, signed = index * TILE_WIDTH, width_of(0, index, self._log.size)
         above = self._unsigned[max(first - self._log.size, 0) : max(first + TILE_WIDTH - self._log.size, 0)]
         entries = self._entries(index, signed) if signed else []
-        hashes = [leaf_hash(entry) for entry in entries] if entries is not None else None
+        hashes: Sequence[bytes] | None = None if entries is None else [leaf_hash(entry) for entry in entries]
         if signed and (hashes is None or self._tiles_are_signed):
             tile = self._lowest_tile(index)
             if entries is not None and hashes is not None and tile is not None and hashes != tile:

@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
     clock = SystemClock()
     accounts = serving(config.policy, parameters=config.parameters).accounts.all(now_s=clock.wall_s())
     try:
-        _check_exists(config.policy)
+        check_exists(config.policy)
         ledger = open_ledger(config.policy, codes="", clock=clock)
         books = Books(ledger=ledger, accounts={account.counted_in: account for account in accounts})
         asyncio.run(_act(books, arguments))
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_exists(policy: Policy) -> None:
+def check_exists(policy: Policy) -> None:
     """Opening would make an empty one: of a path that is wrong, say."""
     if isinstance(policy.ledger, MemoryLedger):
         raise Refusal("`ledger: memory` is inside the gateway; `weir status` shows it")

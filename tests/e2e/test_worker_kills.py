@@ -18,7 +18,7 @@ from gateway.recovery import SILENCE_BITS
 from tests.e2e.backend import Backend, Exchange, text_event
 from tests.e2e.conftest import Start
 from tests.e2e.hurried import program
-from tests.e2e.processes import Gateway, until
+from tests.e2e.processes import Gateway, until, weir
 from tests.e2e.wire import chat, events, request, text_of
 
 KILLS = 200
@@ -138,3 +138,12 @@ def test_no_kill_of_a_worker_lets_anything_leave_that_the_ledger_does_not_know(b
         over_bits = debited_bits(gateway, account) - charged_bits
         assert 8 * clients.text_bytes <= charged_bits
         assert 0 <= over_bits <= SILENCE_BITS * len(opened - closed)
+
+    # And so says whoever has only the log, adding it up anew.
+    directory = str(gateway.directory / "audit")
+    for command in (
+        ["verify", directory, "--key", f"{directory}/log.vkey"],
+        ["fold", directory, "--policy", str(gateway.path)],
+    ):
+        done = weir("audit", *command)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -24,7 +24,16 @@ from gateway.record import (
     Stopped,
     Tally,
 )
-from gateway.recovery import SILENCE_BITS, UNRECORDED_S_MAX, Estates, fence_leaves, known_fences, recover, tallies
+from gateway.recovery import (
+    SILENCE_BITS,
+    UNRECORDED_S_MAX,
+    Estates,
+    fence_leaves,
+    frozen_leaves,
+    known_fences,
+    recover,
+    tallies,
+)
 from policy.limits import STALE_S
 
 M, T = "model:m/lifetime/ever", "tenant:acme/1d/0"
@@ -240,6 +249,15 @@ def test_fences_come_in_parts_too():
     leaves = fence_leaves(many, at_ms=1)
     assert len(leaves) == 4
     assert known_fences(leaves) == many
+
+
+def test_what_a_store_has_forgotten_comes_in_parts_that_fit_a_leaf():
+    """A restored backup concerns every account, and a leaf that the log cannot hold would end the gateway at every start."""
+    seen = {f"tenant:{number:0128}": number + 10**15 for number in range(300)}
+    leaves = frozen_leaves(seen=seen, shown=dict.fromkeys(seen, 1), at_ms=1)
+    assert {account: fence for leaf in leaves for account, fence in leaf.seen.items()} == seen
+    assert all(leaf.shown == dict.fromkeys(leaf.seen, 1) for leaf in leaves)
+    assert max(len(msgspec.json.encode(leaf)) for leaf in leaves) <= 2048
 
 
 def test_a_tally_alone_makes_its_holder_known():
