@@ -48,9 +48,10 @@ mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, a
 	CI=1 $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the scorer, and what real answers cost (about a quarter of an hour)
+bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, the scorer, and what real answers cost (about twenty minutes)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
 	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
+	$(BIN)/python -m loadtests.bench.audit --markdown docs/benchmarks.md $(AUDIT)
 	$(BIN)/python -m inference prepare --out $(MODEL)
 	$(BIN)/python -m inference.score.bench --model $(MODEL)
 	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)

@@ -67,7 +67,9 @@ class SegmentLog:
             files.make_directory(directory)
             self._fd, self._size, self.leaves = self._open_last(signed)
             # Even if nothing was created just now: a life that was killed may have, and not come to this.
-            files.sync([directory, directory.parent])
+            files.sync([directory])
+            with suppress(PermissionError):  # who may not read it has not made the name that is in it
+                files.sync([directory.parent])
             self._laid_out = self._size
         except OSError as fault:
             raise AuditFailed(f"audit log {directory}: {fault}") from fault

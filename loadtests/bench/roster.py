@@ -1,7 +1,8 @@
 """The peers that the bench knows. A new one is a function from a site to a Peer, and a line in PEERS."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,14 @@ def floor(site: Site) -> Peer:
     )
 
 
-def gateway(site: Site, *, name: str = "gateway", ledger: str = "", budget: str = "fraction: 100%") -> Peer:
+def gateway(
+    site: Site,
+    *,
+    name: str = "gateway",
+    ledger: str = "",
+    budget: str = "fraction: 100%",
+    auditors: Sequence[str] = (),
+) -> Peer:
     """Weir: all of a gateway's work, with a budget so large that it never refuses. Without a `ledger`, one in a file."""
     port, admin_port = free_port(), free_port()
     policy = site.directory / name / "weir.yaml"
@@ -64,13 +72,17 @@ def gateway(site: Site, *, name: str = "gateway", ledger: str = "", budget: str 
         paced=Target(port=port, key=site.key, model="bench-paced"),
         argv=module("gateway", "serve", "--policy", str(policy)),
         files={
-            policy: gateway_policy(site, policy.parent, port=port, admin_port=admin_port, ledger=ledger, budget=budget)
+            policy: gateway_policy(
+                site, policy.parent, port=port, admin_port=admin_port, ledger=ledger, budget=budget, auditors=auditors
+            )
         },
         ready_url=f"http://127.0.0.1:{admin_port}/readyz",
     )
 
 
-def gateway_policy(site: Site, directory: Path, *, port: int, admin_port: int, ledger: str, budget: str) -> str:
+def gateway_policy(
+    site: Site, directory: Path, *, port: int, admin_port: int, ledger: str, budget: str, auditors: Sequence[str]
+) -> str:
     """Two models, one per upstream; everything else as small as a policy can be."""
     key_digest = hashlib.sha256(site.key.encode()).hexdigest()
     return f"""\
@@ -89,7 +101,7 @@ models:
     budgets: [{{window: lifetime, {budget}}}]
 tenants:
   bench: {{keys: ["sha256:{key_digest}"], models: [bench, bench-paced], streams_max: 4096}}
-audit: {{directory: "{directory}/audit"}}
+audit: {{directory: "{directory}/audit", auditors: {json.dumps(list(auditors))}}}
 ledger: {ledger}
 """
 

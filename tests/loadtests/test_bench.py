@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loadtests.bench import answer, ledger, report, upstream
+from loadtests.bench import answer, audit, ledger, report, upstream
 from loadtests.bench.chunked import CHUNK_BYTES_MAX, ChunkedBody, ProtocolError
 from loadtests.bench.client import NUMBER, Outcome
 from loadtests.bench.cpu import CpuReading, read_cpu, resident_mib, spent_s, threads_lost
@@ -261,6 +261,35 @@ def test_a_very_small_run_of_the_ledgers_bench_fills_its_place_in_the_document(t
     assert (lines[0], lines[-1]) == ("before", "after")
     (worst,) = [line.split(" | ") for line in lines if line.startswith("| json c=1 | SQLite, small budget")]
     assert 0.9 < float(worst[2]) < 1.1, "a grant for every request"
+
+
+# --- the audit log
+
+
+def test_what_an_audit_log_costs_is_a_quotient_within_a_round():
+    samples = [sample(audit.NO_LOG, r, cpu_us=80 * r, scenario="burst stream c=4") for r in (1, 2, 3)]
+    samples += [sample(audit.BARE, r, cpu_us=100 * r, scenario="burst stream c=4") for r in (1, 2, 3)]
+    samples += [sample(audit.FULL, r, cpu_us=120 * r, scenario="burst stream c=4") for r in (1, 2, 3)]
+    lines = audit.gateways_table(samples).splitlines()
+    assert lines[2].startswith("| burst stream c=4 | none | 160 (80–240) | – | 0.800 |")
+    assert lines[5].startswith("| burst stream c=4 | two auditors | 240 (120–360) | 1.500 | 1.200 |")
+
+
+def test_a_very_small_run_of_the_audit_logs_bench_fills_its_place_in_the_document(tmp_path):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"before\n{audit.BEGIN}\n{audit.END}\nafter\n")
+    command = module("loadtests.bench.audit", "--rounds", "1", "--requests", "16", "--seconds", "0.2")
+    done = subprocess.run(
+        [*command, "--markdown", str(document)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = document.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert sum(line.startswith(("| burst stream c=4 |", "| paced stream c=32 |")) for line in lines) == 8
+    appended = [line.split(" | ") for line in lines if line.startswith(("| 0 | ", "| 2 | "))]
+    assert [(row[0], row[1]) for row in appended] == [(f"| {n}", str(a)) for n in (0, 2) for a in (1, 16, 64)]
+    assert all(float(durable) >= float(signed) > 100 for _, _, durable, signed, *_ in appended)
+    assert [line.split(" | ")[0] for line in lines if line.startswith(("| no |", "| yes |"))] == ["| no", "| yes"]
 
 
 # --- the whole

@@ -231,17 +231,19 @@ async def test_a_kill_at_any_operation_loses_nothing_that_was_acknowledged(tmp_p
         shutil.rmtree(left.parent)
 
 
-@pytest.mark.parametrize("survival", ["lost", "kept", "torn", "mixed"])
+@pytest.mark.parametrize("survival", ["lost", "kept", "torn", "holed", "mixed"])
 async def test_a_power_cut_at_any_operation_loses_nothing_that_was_acknowledged(tmp_path, survival):
-    """What was not flushed is lost, or there, or there up to some sector or name, or here and there."""
+    """What was not flushed is lost, or there, or there up to some sector or name, or from there on, or here and there."""
     chance = random.Random(survival)
     async for disk, _, life in lives(tmp_path):
         where = f"power cut before {disk.operations}: {disk.trace[-1]}"
-        first = iter([True] * chance.randrange(8))
+        some, few = chance.randrange(8), chance.randrange(1, 4)
+        answers = iter([True] * some if survival == "torn" else [False] * few)
         survives = {
             "lost": lambda: False,
             "kept": lambda: True,
-            "torn": lambda first=first: next(first, False),
+            "torn": lambda answers=answers: next(answers, False),
+            "holed": lambda answers=answers: next(answers, True),
             "mixed": lambda: chance.random() < 0.5,
         }[survival]
         left = disk.after_power_cut(tmp_path / "left", survives)

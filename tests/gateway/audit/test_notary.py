@@ -7,7 +7,7 @@ import pytest
 
 from gateway.audit.log import SignedLog
 from gateway.audit.note import Note, Verifier
-from gateway.audit.segments import leaves
+from gateway.audit.segments import leaves, locked
 from gateway.audit.tiled import CHECKPOINT, TileFiles
 from gateway.clock import SystemClock
 from gateway.metrics import Metrics
@@ -103,6 +103,16 @@ async def test_two_gateways_cannot_write_one_log(directory):
     with pytest.raises(AuditFailed, match="another gateway"):
         opened(directory)
     await log.close()
+
+
+async def test_only_who_has_the_lock_makes_a_key(directory):
+    """Two first starts at once: else one would sign with a key that the other has written over."""
+    lock = locked(directory)
+    with pytest.raises(AuditFailed, match="another gateway"):
+        opened(directory)
+    assert not (directory / "log.key").exists()
+    os.close(lock)
+    await opened(directory).close()
 
 
 async def test_the_signing_key_is_for_the_gateway_alone_and_every_log_has_its_own_name(directory, tmp_path):
