@@ -14,7 +14,7 @@ import pytest
 
 from gateway.audit import segments
 from gateway.audit.batch import Batch
-from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head, whole_frame_after
+from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head, later_write
 from gateway.audit.note import Signer, Verifier
 from gateway.audit.reading import settled
 from gateway.audit.segments import forget
@@ -134,7 +134,9 @@ def at_each(data: bytes, kind: bytes) -> list[int]:
     return [begin for begin, one in zip(ends, frames(data), strict=False) if one.kind == kind]
 
 
-@pytest.mark.parametrize("offset", [0, 4, 8, 12, 40], ids=["marker", "length", "checksum", "payload", "later"])
+@pytest.mark.parametrize(
+    "offset", [0, 4, 8, 12, 16, 50], ids=["marker", "length", "offset", "checksum", "payload", "later"]
+)
 @pytest.mark.parametrize("kind", [LEAVES, CIPHERTEXT], ids=["records", "ciphertext"])
 @pytest.mark.parametrize("segment", ["a segment", "the last segment"])
 def test_each_part_of_a_frame_is_covered(recorded, directory, segment, kind, offset):
@@ -386,7 +388,7 @@ def test_what_is_written_while_a_segment_is_read_is_no_damage():
     seen = bytearray(written)
     begin = HEAD_BYTES + len(whole[0])
     seen[begin + 5 : begin + len(whole[1])] = bytes(len(whole[1]) - 5)
-    assert whole_frame_after(bytes(seen), begin), "which looks like damage"
+    assert later_write(bytes(seen), begin), "which looks like damage"
     reads = [bytes(seen), written]
     assert settled(lambda offset: reads.pop(0)[offset:]) == written
     assert settled(lambda offset: bytes(seen)[offset:]) == seen, "and if it stays, it is damage"
