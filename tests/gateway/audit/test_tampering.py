@@ -134,7 +134,9 @@ def at_each(data: bytes, kind: bytes) -> list[int]:
     return [begin for begin, one in zip(ends, frames(data), strict=False) if one.kind == kind]
 
 
-@pytest.mark.parametrize("offset", [0, 4, 8, 12, 40], ids=["marker", "length", "checksum", "payload", "later"])
+@pytest.mark.parametrize(
+    "offset", [0, 4, 8, 12, 16, 50], ids=["marker", "length", "offset", "checksum", "payload", "later"]
+)
 @pytest.mark.parametrize("kind", [LEAVES, CIPHERTEXT], ids=["records", "ciphertext"])
 @pytest.mark.parametrize("segment", ["a segment", "the last segment"])
 def test_each_part_of_a_frame_is_covered(recorded, directory, segment, kind, offset):
