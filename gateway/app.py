@@ -16,7 +16,9 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway import log
+from gateway.audit.cosignatures import Cosignatures
 from gateway.audit.log import SignedLog
+from gateway.audit.witnessed import Witnessed
 from gateway.authority import Denied
 from gateway.claims import Claims
 from gateway.clock import SystemClock
@@ -28,6 +30,7 @@ from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
 from gateway.guard import guarded, keep_guard
 from gateway.holdings import Holdings, in_purse
+from gateway.host.process import CannotServe
 from gateway.leases import Leases
 from gateway.ledger.fenced import FencedLedger
 from gateway.meters.zstd import ZstdMeter
@@ -46,6 +49,7 @@ from gateway.tenure import Tenure
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
 from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
+from policy.release import Outcome
 from policy.rules import Address, Policy, UnixAddress
 
 LISTEN_BACKLOG = 1024
@@ -60,6 +64,7 @@ class Kept:
 
     ledger: Ledger
     audit: AuditLog
+    origin: str  # the audit log's name
     held: Callable[[], Awaitable[Holdings]]  # by all workers
     listener: socket.socket  # of the public address, bound
     serving: Callable[[], Awaitable[None]]  # told when clients can connect
@@ -77,11 +82,14 @@ class Gateway:
         meters = meters_of(policy)
         self.codes = codes_digest(policy, meters)
         self._signed: SignedLog | None = None
+        self._cosignatures: Cosignatures | None = None
         self._audit: AuditLog
         if kept is not None:
-            self._audit = kept.audit
+            self._audit, origin = kept.audit, kept.origin
         else:
             self._audit = self._signed = SignedLog(policy.audit, clock=self.clock, metrics=self.metrics)
+            origin = self._signed.origin
+            self._cosignatures = cosignatures(config, audit=self._signed, clock=self.clock, metrics=self.metrics)
         self.tick = Tick(
             clock=self.clock,
             audit=self._audit,
@@ -119,13 +127,22 @@ class Gateway:
             upstreams={},
             counters=config.counters,
             serving=lambda: self.serving,
-            refused=lambda: self.tenure.refused,
+            refused=lambda: self.tenure.refused or self.witnessed.refused,
             clock=self.clock,
             metrics=self.metrics,
             log=log.problem,
         )
         self.tenure = Tenure(
             policy, clock=self.clock, metrics=self.metrics, changed=self._licence_changed, log=log.problem
+        )
+        self.witnessed = Witnessed(
+            policy.audit,
+            origin=origin,
+            quorum=config.quorum,
+            clock=self.clock,
+            metrics=self.metrics,
+            lapsed=lambda: self.relay.cut(Outcome.UNWITNESSED),
+            log=log.problem,
         )
         self.serving = serving(policy, parameters=config.parameters)
         self.public_port = 0
@@ -212,6 +229,8 @@ class Gateway:
             return "draining"
         if (denied := self.tenure.denied) is not None:
             return f"no operating licence is in force: {denied.cause.value}: {denied.detail}"
+        if (objection := self.witnessed.objection) is not None:
+            return objection
         if not await self.status.ledger_answers():
             return "the ledger does not answer"
         for name, upstream in self.relay.upstreams.items():
@@ -240,6 +259,7 @@ class Gateway:
         await self.leases.refresh()
         await self._connect(self.serving.policy)
         await self.tenure.look()
+        await self.witnessed.look()
         self.metrics.reload_ok.set(1)
         self.metrics.reload_at.set(self.clock.wall_s())
 
@@ -292,9 +312,12 @@ class Gateway:
             tasks.create_task(self.settler.score())
             tasks.create_task(self._keep_leases())
             tasks.create_task(self._keep_house())
+            tasks.create_task(self.tenure.run())
+            tasks.create_task(self.witnessed.run())
             if self._signed is not None:
                 tasks.create_task(self._signed.run())
-            tasks.create_task(self.tenure.run())
+            if self._cosignatures is not None:
+                tasks.create_task(self._cosignatures.run())
             if self._guard is not None:
                 tasks.create_task(
                     keep_guard(
@@ -366,7 +389,7 @@ class Gateway:
 
     async def _licence_changed(self, leaf: Leaf) -> None:
         if isinstance(leaf, LicenceLapsed):
-            self.relay.cut()
+            self.relay.cut(Outcome.LICENCE)
         if self._kept is None:  # else the keeper records it
             self.tick.record(leaf)
 
@@ -500,6 +523,18 @@ async def licensed(tenure: Tenure, policy: Policy) -> None:
     found = await tenure.examine(policy)
     if isinstance(found, Denied):
         raise ConfigError(f"the licence in {policy.licence.file} does not hold for this policy: {found.detail}")
+
+
+def cosignatures(config: Config, *, audit: SignedLog, clock: Clock, metrics: Metrics) -> Cosignatures | None:
+    """Who asks this log's witnesses, if the policy names any. Raises `CannotServe` if they are another log's."""
+    if config.quorum is None:
+        return None
+    try:
+        return Cosignatures(
+            config.policy.audit, config.quorum, audit=audit, clock=clock, metrics=metrics, log=log.problem
+        )
+    except ValueError as mistake:
+        raise CannotServe(str(mistake)) from mistake
 
 
 def unchangeable(before: Policy, after: Policy) -> list[str]:

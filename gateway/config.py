@@ -7,6 +7,9 @@ from pathlib import Path
 
 from backports.zstd import ZstdDict, ZstdError
 
+from gateway.audit.quorum import POLICY_BYTES_MAX as WITNESS_POLICY_BYTES_MAX
+from gateway.audit.quorum import BadQuorum, Quorum
+from gateway.audit.quorum import parse as parse_quorum
 from gateway.meters.tokens import TokenizerCounter, TokenizerError
 from gateway.ports import TokenCounter
 from policy.document import parse
@@ -29,6 +32,7 @@ class Config:
     parameters: dict[str, int]
     text: str  # that it was read from
     counters: dict[str, TokenCounter] = field(default_factory=dict)  # by model, where usage is recounted
+    quorum: Quorum | None = None  # of the audit log's witnesses; there exactly if the policy names them
 
 
 def load(path: Path) -> Config:
@@ -60,10 +64,11 @@ def config_of(text: str, path: Path) -> Config:
             reason = fault.strerror if isinstance(fault, OSError) else fault
             faults.append(f"{path}: models.{model.name}.weights: {model.weights.file}: {reason}")
     counters, unusable = _counters(policy, path)
-    faults += unusable + _dictionary_faults(policy, path)
+    quorum, unwitnessable = _quorum(policy, path)
+    faults += unusable + _dictionary_faults(policy, path) + unwitnessable
     if faults:
         raise ConfigError("\n".join(faults))
-    return Config(policy=policy, parameters=parameters, text=text, counters=counters)
+    return Config(policy=policy, parameters=parameters, text=text, counters=counters, quorum=quorum)
 
 
 def _parameters(model: Model) -> int:
@@ -90,6 +95,17 @@ def _counters(policy: Policy, path: Path) -> tuple[dict[str, TokenCounter], list
             except (OSError, TokenizerError) as fault:
                 faults.append(f"{path}: models.{model.name}.tokenizer: {model.tokenizer.file}: {_reason(fault)}")
     return counters, faults
+
+
+def _quorum(policy: Policy, path: Path) -> tuple[Quorum | None, list[str]]:
+    rule = policy.audit.witnesses
+    if rule is None:
+        return None, []
+    try:
+        with Path(rule.policy).open("rb") as file:
+            return parse_quorum(file.read(WITNESS_POLICY_BYTES_MAX + 1)), []
+    except (OSError, BadQuorum) as fault:
+        return None, [f"{path}: audit.witnesses.policy: {rule.policy}: {_reason(fault)}"]
 
 
 def _dictionary_faults(policy: Policy, path: Path) -> list[str]:

@@ -22,6 +22,7 @@ from gateway.app import (
     accounts_in_use,
     bound,
     codes_digest,
+    cosignatures,
     licensed,
     meters_of,
     port_of,
@@ -31,6 +32,7 @@ from gateway.app import (
 )
 from gateway.audit.batch import Batch
 from gateway.audit.log import SignedLog
+from gateway.audit.witnessed import Witnessed
 from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
@@ -95,6 +97,7 @@ class Keeper:
         self.codes = codes_digest(config.policy, meters_of(config.policy))
         self._public, self._port = _public(config.policy.listen)
         self._audit = SignedLog(config.policy.audit, clock=self.clock, metrics=self.metrics)
+        self._cosignatures = cosignatures(config, audit=self._audit, clock=self.clock, metrics=self.metrics)
         self._recording: set[asyncio.Task[None]] = set()
         store = open_ledger(config.policy, codes=self.codes, clock=self.clock)
         self.ledger = guarded(store, audit=self._audit, clock=self.clock, record=self._record)
@@ -126,6 +129,15 @@ class Keeper:
         self.tenure = Tenure(
             config.policy, clock=self.clock, metrics=self.metrics, changed=self._licence_changed, log=log.problem
         )
+        self.witnessed = Witnessed(
+            config.policy.audit,
+            origin=self._audit.origin,
+            quorum=config.quorum,
+            clock=self.clock,
+            metrics=self.metrics,
+            lapsed=lambda: None,  # workers see it for themselves
+            log=log.problem,
+        )
         self._admin = AdminServer(
             registry=self._everybody, status=self.status.snapshot, claims=self.claims.document, unready=self._unready
         )
@@ -143,6 +155,8 @@ class Keeper:
         crew.add_done_callback(lambda _: self._stop.set())
         collecting = asyncio.create_task(self._collect_often())
         signing = asyncio.create_task(self._sign())
+        asking = asyncio.create_task(self._ask_witnesses())
+        looking = asyncio.create_task(self.witnessed.run())
         guarding = asyncio.create_task(
             keep_guard(
                 self.ledger,
@@ -161,8 +175,10 @@ class Keeper:
         with suppress(asyncio.CancelledError):
             await watching  # if it failed, so did the keeper
         guarding.cancel()
+        looking.cancel()
+        asking.cancel()
         signing.cancel()
-        await asyncio.wait([signing])  # it may be writing, and the last signature must come after that
+        await asyncio.wait([asking, signing])  # it may be writing, and the last signature must come after that
         await asyncio.gather(*self._recording)
         await site._runner.cleanup()  # noqa: SLF001  aiohttp gives a site no public way to its runner
         await self.ledger.close()
@@ -216,6 +232,14 @@ class Keeper:
         except AuditFailed as fault:
             self._fail(fault)
 
+    async def _ask_witnesses(self) -> None:
+        if self._cosignatures is None:
+            return
+        try:
+            await self._cosignatures.run()
+        except AuditFailed as fault:
+            self._fail(fault)
+
     def _fail(self, fault: AuditFailed) -> None:
         self._failed = fault
         self._crew.kill()
@@ -234,6 +258,7 @@ class Keeper:
         await self._register(self._config)
         self._take(self._config)
         await self.tenure.look()
+        await self.witnessed.look()
 
     def _take(self, config: Config) -> None:
         """Workers that begin from now on begin with this policy."""
@@ -341,6 +366,8 @@ class Keeper:
             return "draining"
         if (denied := self.tenure.denied) is not None:
             return f"no operating licence is in force: {denied.cause.value}: {denied.detail}"
+        if (objection := self.witnessed.objection) is not None:
+            return objection
         if not await self.status.ledger_answers():
             return "the ledger does not answer"
         reasons = [answer.reason for _, answer in await self._crew.ask_all(Ready(), Unready)]

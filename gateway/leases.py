@@ -248,10 +248,9 @@ class Leases:
         return self._unanswered is not None and self._unanswered[0] == lease
 
     def _take(self, granted: Granted) -> None:
-        for name, bits in granted.bits.items():
-            stock = self._stocks.get(name)
-            if stock is None:  # an answer that came late, for a window that is over: nobody will use it
-                continue
+        late_bits = {name: bits for name, bits in granted.bits.items() if name not in self._stocks}
+        for name in granted.bits.keys() - late_bits.keys():
+            stock, bits = self._stocks[name], granted.bits[name]
             self.purse.credit(name, bits)
             stock.granted_bits += bits
             stock.leases[granted.lease] = bits
@@ -265,6 +264,9 @@ class Leases:
                 fences=dict(granted.fences),
             )
         )
+        if late_bits:  # of a window that is over meanwhile: nobody will use them
+            self._closing.setdefault(granted.lease, {}).update(late_bits)
+            self._record(LeaseClosed(at_ms=self._now_ms(), lease=granted.lease, holder=self.holder, returned=late_bits))
 
     def _prefetch(self, accounts: tuple[Account, ...]) -> None:
         """Ask for more before the stock runs out, so that no answer waits for the store."""

@@ -117,6 +117,14 @@ class Metrics:
         self.audit_checkpoint_at = Gauge(
             "weir_audit_checkpoint_timestamp_seconds", "When all that was on the record was signed.", registry=r
         )
+        self.audit_witnessed_at = Gauge(
+            "weir_audit_witnessed_timestamp_seconds",
+            "When the audit log was last seen by a quorum of its witnesses; 0 if never.",
+            registry=r,
+        )
+        self.audit_witness_errors = Counter(
+            "weir_audit_witness_errors", "Times a witness did not cosign the audit log.", ["witness"], registry=r
+        )
         self.audit_disk_free = Gauge(
             "weir_audit_disk_free_bytes", "Space left on the audit log's file system.", registry=r
         )

@@ -87,7 +87,7 @@ class Relay:
         self._numbers = 0
         self._open: dict[str, Session] = {}  # by answer
         self._deadlines: dict[str, asyncio.Timeout] = {}  # likewise
-        self._cut: set[str] = set()  # answers that end because nothing may leave any more
+        self._cut: dict[str, Outcome] = {}  # answers that end because nothing may leave any more, and why not
         self._streams: Counter[str] = Counter()
 
     @property
@@ -103,12 +103,12 @@ class Relay:
                 answers.setdefault(_ids(session.hold.accounts), []).append(answer)
         return tuple((accounts, tuple(names)) for accounts, names in answers.items())
 
-    def cut(self) -> None:
+    def cut(self, outcome: Outcome) -> None:
         """Nothing may leave any more: every open answer ends now, with an error if its client can still be told."""
         now_s = asyncio.get_running_loop().time()
         for answer, deadline in self._deadlines.items():
             if not deadline.expired():
-                self._cut.add(answer)
+                self._cut[answer] = outcome
                 deadline.reschedule(now_s)
 
     async def answer(
@@ -248,16 +248,16 @@ class Relay:
                 await client.refuse(Refused(reason=Reason.OVER_BUDGET, message="The egress budget is exhausted."))
         except TimeoutError:
             if session.identity.id in self._cut and session.ending is None:
-                await self._break_off(session, client)
+                await self._break_off(session, client, self._cut[session.identity.id])
             else:
                 client.abort()
         finally:
             self._close(session)
             session.metrics.in_flight.dec()
 
-    async def _break_off(self, session: Session, client: Client) -> None:
-        """Say that the licence ended first. When it did is the gateway's knowledge and no backend's, so this has no price."""
-        ending = Ending(outcome=Outcome.LICENCE)
+    async def _break_off(self, session: Session, client: Client, outcome: Outcome) -> None:
+        """Say what ended first. When it did is the gateway's knowledge and no backend's, so this has no price."""
+        ending = Ending(outcome=outcome)
         refused = refusal_of(ending)
         assert refused is not None
         if not session.begun:
@@ -363,9 +363,8 @@ class Relay:
 
     def _close(self, session: Session) -> None:
         """Whatever happened, once: silence that was left is charged, then the record, the unused hold, the settlement."""
-        cut = session.identity.id in self._cut
-        self._cut.discard(session.identity.id)
-        outcome = session.ending.outcome if session.ending is not None else Outcome.LICENCE if cut else None
+        cut = self._cut.pop(session.identity.id, None)
+        outcome = session.ending.outcome if session.ending is not None else cut
         parting_bits = session.part(self._tick.now)
         session.hold.close()
         del self._open[session.identity.id]

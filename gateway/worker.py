@@ -69,6 +69,7 @@ class Worker:
                 scribe=scribe(config.policy.audit, origin=welcome.origin, clock=SystemClock()),
                 recent=lambda: recent(Path(config.policy.audit.directory)),
             ),
+            origin=welcome.origin,
             held=self._together,
             listener=self._listener or _bound(config.policy, port=welcome.port),
             serving=self._serving,

@@ -23,6 +23,7 @@ OUTCOME_BITS = {
     Outcome.NOT_FOUND: 6,
     Outcome.CONFLICT: 6,
     Outcome.LICENCE: 6,
+    Outcome.UNWITNESSED: 6,
 }
 
 

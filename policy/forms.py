@@ -188,6 +188,7 @@ _Upstream = Annotated[str, _value(upstream), _pattern("^(http://.+:[0-9]+|unix:/
 _Window = Annotated[rules.Window, _value(quantity.window), _pattern(f"^lifetime$|{quantity.WINDOW_PATTERN}")]
 _PercentageOrNone = Annotated[Fraction | None, _value(quantity.percentage), _pattern(quantity.PERCENTAGE_PATTERN)]
 _DurationOrNone = Annotated[int | None, _value(quantity.whole_duration_s), _pattern(quantity.DURATION_PATTERN)]
+_Duration = Annotated[int, _value(quantity.whole_duration_s), _pattern(quantity.DURATION_PATTERN)]
 _Timeout = Annotated[float, _value(_timeout_s), _pattern(quantity.DURATION_PATTERN)]
 _Tick = Annotated[float, _value(_tick_s), _pattern(quantity.DURATION_PATTERN)]
 _Bits = Annotated[int, _value(_bits), _pattern(quantity.BYTES_PATTERN)]
@@ -418,6 +419,16 @@ class ScorerForm(_Form):
         return rules.Scorer(address=self.address, code=self.code)
 
 
+class WitnessesForm(_Form):
+    policy: _Text = Field(description="A C2SP tlog-policy file: the witnesses, where they are asked, and the quorum")
+    within: _Duration = Field(
+        3600, description="How old the last quorum's cosignatures may be", json_schema_extra={"default": "1h"}
+    )
+
+    def rule(self) -> rules.WitnessRule:
+        return rules.WitnessRule(policy=self.policy, within_s=self.within)
+
+
 class AuditForm(_Form):
     directory: _Text = Field(rules.AUDIT_DIRECTORY, description="Where the log of everything released is kept")
     auditors: Annotated[list[_Auditor], MaxLen(AUDITORS_MAX)] = Field(
@@ -427,12 +438,16 @@ class AuditForm(_Form):
     content_kept: _DurationOrNone = Field(
         None, description="How long sealed content is kept. The records stay for good"
     )
+    witnesses: WitnessesForm | None = Field(
+        None, description="Who must have cosigned the log lately; otherwise nothing leaves"
+    )
 
     def rule(self) -> rules.Audit:
         return rules.Audit(
             directory=self.directory,
             auditors=tuple(sorted(self.auditors, key=_by_name)),
             content_kept_s=self.content_kept,
+            witnesses=self.witnesses.rule() if self.witnesses is not None else None,
         )
 
 

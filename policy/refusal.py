@@ -40,6 +40,7 @@ class Reason(Enum):
     UPSTREAM_ERROR = Shape(502, "api_error", "upstream_error")
     LEDGER_UNAVAILABLE = Shape(503, "api_error", "ledger_unavailable")
     UNLICENSED = Shape(503, "api_error", "licence_not_in_force")
+    UNWITNESSED = Shape(503, "api_error", "log_not_witnessed")
     DRAINING = Shape(503, "api_error", "shutting_down")
     UPSTREAM_TIMEOUT = Shape(504, "api_error", "upstream_timeout")
 

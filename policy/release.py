@@ -20,6 +20,7 @@ class Outcome(Enum):
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
     LICENCE = "licence"  # the gateway's operating licence ended first
+    UNWITNESSED = "unwitnessed"  # no quorum of witnesses had seen the audit log lately enough
 
     @property
     def complete(self) -> bool:

@@ -199,10 +199,19 @@ class PublicKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessRule:
+    """Nothing leaves unless others have lately signed that they have seen the audit log."""
+
+    policy: str  # a C2SP tlog-policy file: who they are, and how many of them it takes
+    within_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
     directory: str = AUDIT_DIRECTORY
     auditors: tuple[PublicKey, ...] = field(default=(), metadata=LATER)  # none, or two and more: by name
     content_kept_s: int | None = field(default=None, metadata=LATER)  # then what was said is deleted; None: never
+    witnesses: WitnessRule | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

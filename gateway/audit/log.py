@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.audit.batch import Batch, Scribe
 from gateway.audit.notary import Notary
+from gateway.audit.note import Note
 from gateway.audit.sealing import Sealer
 from gateway.audit.segments import SegmentLog, forget, locked
 from gateway.metrics import Metrics
@@ -37,7 +38,8 @@ class SignedLog:
         self._lock = locked(self._directory)  # before the log's key is made, until its last signature is there
         try:
             self._notary = Notary(self._directory)
-            self.origin = self._notary.origin
+            self.verifier = self._notary.verifier
+            self.origin = self.verifier.name
             self._segments = SegmentLog(
                 self._directory,
                 scribe=scribe(rules, origin=self.origin, clock=clock),
@@ -56,6 +58,15 @@ class SignedLog:
     async def append_batch(self, batch: Batch) -> None:
         """The same for what a worker has written down already."""
         await self._segments.append_batch(batch)
+
+    @property
+    def note(self) -> Note | None:
+        """The last checkpoint, on disk; None if nothing was ever signed."""
+        return self._notary.note
+
+    def prove(self, old_size: int, size: int) -> Sequence[bytes]:
+        """That the log of `old_size` leaves is the beginning of that of `size`, which is signed. Reads files, from any thread."""
+        return self._notary.prove(old_size, size)
 
     def recent(self) -> Iterator[Leaf]:
         """See `AuditLog.recent`."""

@@ -10,13 +10,15 @@ import asyncio
 import os
 import secrets
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
 from gateway.audit import files
-from gateway.audit.note import BadNote, Signer
+from gateway.audit.note import BadNote, Note, Signer, Verifier
 from gateway.audit.segments import lines_from
-from gateway.audit.tiled import TiledTree
+from gateway.audit.tiled import TiledTree, TileFiles
+from gateway.audit.tree import consistency_proof
 from gateway.ports import AuditFailed
 
 TREE = "tree"
@@ -29,7 +31,8 @@ class Notary:
 
     def __init__(self, directory: Path) -> None:
         signer = _signer(directory)
-        self.origin = signer.name
+        self.verifier: Verifier = signer.verifier
+        self._directory = directory
         self._tree = TiledTree(directory / TREE, origin=signer.name, signers=[signer])
         self._lines: deque[bytes] = deque()
         self._committing = Lock()
@@ -38,6 +41,15 @@ class Notary:
     def signed(self) -> int:
         """How many leaves are signed."""
         return self._tree.signed.size
+
+    @property
+    def note(self) -> Note | None:
+        """The last checkpoint, on disk; None if nothing was ever signed."""
+        return self._tree.note
+
+    def prove(self, old_size: int, size: int) -> Sequence[bytes]:
+        """That the log of `old_size` leaves is the beginning of that of `size`, which is signed. Reads files, from any thread."""
+        return consistency_proof(TileFiles(self._directory / TREE, size).subtree, old_size, size)
 
     def catch_up(self, directory: Path) -> None:
         """Take what the segments have beyond the signed tree: what a crash left unsigned. Once, when the log has been opened."""

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, first_leaf_of, frame_at, frames
+from gateway.audit.frames import CIPHERTEXT, FRAME_BYTES_MAX, HEAD_BYTES, LEAVES, first_leaf_of, frame_at, frames
 from gateway.audit.notary import TREE
 from gateway.audit.note import BadNote, Checkpoint, Note
-from gateway.audit.segments import segments_in
+from gateway.audit.segments import SEGMENT_BYTES_MAX, segments_in
 from gateway.audit.tiled import CHECKPOINT, TileFiles, read_note
 from gateway.audit.tiles import TILE_WIDTH
 from gateway.ports import AuditFailed
 from gateway.record import AnyLeaf, Leaf, Sealed
 
+BYTES_MAX = SEGMENT_BYTES_MAX + 2 * FRAME_BYTES_MAX  # of a segment; one write goes over its size at most
 READS_MAX = 100  # of a segment that is being written, each of which gets further
 
 _decode: Callable[[bytes], Leaf] = msgspec.json.Decoder(AnyLeaf).decode
@@ -140,7 +141,10 @@ def read_segment(segment: Path) -> bytes:
 
             def read(offset: int) -> bytes:
                 file.seek(offset)
-                return file.read()
+                data = file.read(BYTES_MAX + 1)
+                if len(data) > BYTES_MAX:
+                    raise AuditFailed(f"{segment}: over {BYTES_MAX} bytes, and no gateway writes such a segment")
+                return data
 
             return settled(read)
     except FileNotFoundError:

@@ -117,6 +117,11 @@ class TiledTree:
         return self._signed
 
     @property
+    def note(self) -> Note | None:
+        """The same as it was signed."""
+        return self._note
+
+    @property
     def size(self) -> int:
         """How many entries were appended, signed or not: the index of the next one."""
         return self._frontier.size

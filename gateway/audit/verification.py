@@ -19,8 +19,10 @@ from gateway.audit.segments import LOCK
 from gateway.audit.tree import EMPTY_ROOT
 from gateway.audit.verified_segments import VerifiedSegments
 from gateway.audit.verified_tree import BESIDE, VerifiedTree
+from gateway.audit.witnessed import CONTRADICTED, WITNESSED
 from gateway.ports import AuditFailed
 from gateway.record import Forfeited, Leaf, Released, Sealed, Started
+from gateway.tenure import MEMORY_FILE
 
 LEAF_BYTES_MAX = 2048
 STEP_BACK_S_MAX = 60.0  # workers of a host write one after the other; more than this is a clock that was set
@@ -156,7 +158,8 @@ class Verification:
         return True
 
     def _strangers(self) -> None:
-        known = {LOCK, KEY, VERIFIER, TREE, *(segment.name for segment in self._log.segments)}
+        beside = {WITNESSED, CONTRADICTED, MEMORY_FILE}  # of the gateway's, and not what is verified here
+        known = {LOCK, KEY, VERIFIER, TREE, *beside, *(segment.name for segment in self._log.segments)}
         for path in sorted(self._log.directory.iterdir()):
             if path.name.removesuffix(BESIDE) in known and path.name.endswith(BESIDE):
                 self.findings.remark(f"{path}: left by a crash, and of no meaning")

@@ -32,6 +32,7 @@ KEEPERS_GAUGES = frozenset(
         "weir_budget_leased_bits",
         "weir_audit_signed_records",  # the keeper writes the log
         "weir_audit_checkpoint_timestamp_seconds",
+        "weir_audit_witnessed_timestamp_seconds",  # of the file, which all share
         "weir_audit_disk_free_bytes",
         "weir_ledger_frozen_accounts",  # as the ledger says
         "weir_days_to_theft",  # from the policy alone

@@ -37,6 +37,7 @@ _REASONS = {
     Outcome.NOT_FOUND: Reason.NOT_FOUND,
     Outcome.CONFLICT: Reason.CONFLICT,
     Outcome.LICENCE: Reason.UNLICENSED,
+    Outcome.UNWITNESSED: Reason.UNWITNESSED,
 }
 _MESSAGES = {
     Outcome.BUDGET: (
@@ -46,6 +47,7 @@ _MESSAGES = {
     Outcome.TIMEOUT: "The model server did not answer in time.",
     Outcome.NOT_FOUND: "There is nothing with this id.",
     Outcome.LICENCE: "The gateway's operating licence ended before the answer did. What was released stays charged.",
+    Outcome.UNWITNESSED: "Nobody has witnessed the gateway's audit log lately. What was released stays charged.",
     Outcome.CONFLICT: "Something with this id exists already. Delete it first, or choose another id.",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,19 +14,24 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
-from gateway.audit.batch import Scribe
+from gateway.audit.batch import Batch, Scribe
 from gateway.audit.frames import CIPHERTEXT, frames
+from gateway.audit.log import SignedLog
 from gateway.audit.note import Signer
-from gateway.audit.sealing import Unsealable, auditor_secret, unseal
+from gateway.audit.sealing import Content, Sealer, Unsealable, auditor_secret, commitment, unseal
 from gateway.audit.segments import SegmentLog
 from gateway.clock import SystemClock
 from gateway.ledger.sqlite import SqliteLedger
+from gateway.metrics import Metrics
 from gateway.ports import AccountLimit, Wanted
-from gateway.record import Entry, LeaseGranted, Started
+from gateway.record import Entry, LeaseGranted, Opened, Sealed, Started
 from policy.budget import Step
+from policy.public_key import auditor_key
+from policy.rules import Audit
 from tests.e2e.backend import Backend, say
 from tests.e2e.conftest import Start
 from tests.e2e.processes import ALICE, BOB, Gateway, policy, until, weir
@@ -336,3 +342,36 @@ def test_what_was_forgotten_of_a_sliding_window_is_thawed_in_its_series(tmp_path
     assert "a: the ledger has 16 bits less debited than the log accounts for" in done.stderr
     assert "s/1: the ledger has 9 bits less" in done.stderr
     assert "forgotten by the ledger: 6 bits of a, lease l2 of h" in done.stdout
+
+
+@pytest.mark.parametrize("sealed", [b"another thing", None], ids=["another thing", "nothing"])
+def test_a_gateway_that_sealed_something_else_than_it_committed_to_is_found_out(
+    tmp_path: Path, keys: dict[str, str], sealed: bytes | None
+) -> None:
+    """Only the auditor can see it: the log itself is in order."""
+    auditors = [auditor_key(public(printed)) for printed in keys.values()]
+
+    async def record() -> None:
+        log = SignedLog(Audit(directory=str(tmp_path / "audit")), clock=SystemClock(), metrics=Metrics())
+        sealer = Sealer(auditors, origin=log.origin, random=os.urandom)
+        said = Content(salt=bytes(32), data=b'{"messages":[]}')
+        others = [Content(salt=bytes(32), data=sealed)] if sealed is not None else []
+        ciphertext = sealer.seal(others, batch="b1", now_s=0)
+        leaf = Opened(
+            at_ms=1, answer="a1", holder="h", accounts=(), tenant="t", model="m", route="/", seed=1, request_bytes=15,
+            content=commitment(said),
+        )  # fmt: skip
+        end = Sealed(at_ms=1, batch="b1", sha256=sha256(ciphertext).hexdigest(), bytes=len(ciphertext))
+        started = Started(at_ms=1, holder="h", version="1", policy="p", codes="c", boot_id="b")
+        await log.append_batch(Batch(b"\n".join(map(msgspec.json.encode, (started, leaf, end))), ciphertext))
+        await log.close()
+
+    asyncio.run(record())
+    directory = str(tmp_path / "audit")
+    assert weir("audit", "verify", directory).returncode == 0
+    done = weir("audit", "show", directory, "a1", "--key", str(tmp_path / "anna.key"))
+    assert done.returncode == 1
+    assert "00000000.log" in done.stderr
+    said = "is not what the record commits to" if sealed is not None else "0 contents were sealed for 1 records"
+    assert said in done.stderr
+    assert "another thing" not in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +62,34 @@ def test_gateways_on_one_database_go_on_while_it_is_away_and_need_no_restart(
     [debited_bits] = server.psql("SELECT max(debited_bits) FROM weir.account")
     assert int(debited_bits) >= spent_bits > 0
     assert [gateway.stop() for gateway in gateways] == [0, 0]
+
+
+def test_the_logs_of_all_gateways_add_up_to_their_common_ledger_and_one_alone_says_what_is_elsewhere(
+    backend: Backend, start: Start, server: Postgres
+) -> None:
+    # Arrange: one gateway that stops, and one that is killed and has settled it since.
+    gateways = [start(on(server.url())) for _ in range(2)]
+    for gateway in gateways:
+        assert gateway.ask().status == 200
+        gateway.idle()
+    gateways[1].kill9()
+    gateways[1].start()
+    assert [gateway.stop() for gateway in gateways] == [0, 0]
+    directories = [str(gateway.directory / "audit") for gateway in gateways]
+
+    def fold(*names: str) -> list[dict[str, Any]]:
+        done = weir("audit", "fold", *names, "--policy", str(gateways[0].path), "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        accounts: list[dict[str, Any]] = json.loads(done.stdout)["accounts"]
+        return accounts
+
+    # Act
+    together, alone = fold(*directories), fold(directories[0])
+
+    # Assert
+    assert all((row["difference_bits"], row["elsewhere_bits"]) == (0, 0) for row in together)
+    assert all(row["difference_bits"] == 0 for row in alone)
+    assert max(row["elsewhere_bits"] for row in alone) > 0
 
 
 def test_a_gateway_whose_database_is_away_at_the_start_says_so_and_ends(backend: Backend, tmp_path: Path) -> None:

@@ -699,6 +699,19 @@ async def test_a_late_answer_for_a_window_that_is_over_still_fills_the_other_acc
     assert await debited(ledger) == 1000
 
 
+async def test_what_is_granted_late_for_a_window_that_is_over_goes_back(fakes, leases, ledger, clock):
+    day = fakes.account("day", limit_bits=10_000, expires_s=int(clock.wall_s()) + 10)
+    ever = fakes.account(limit_bits=10_000)
+    ledger.lose_reply = True
+    with pytest.raises(LedgerUnavailable):
+        await leases.reserve((day,), least_bits=1000, most_bits=1000)
+    clock.advance(11)
+    await leases.refresh()
+    await leases.reserve((ever,), least_bits=500, most_bits=500)
+    await leases.refresh()
+    assert await debited(ledger, "day") == 0
+
+
 async def test_an_earlier_questions_refusal_says_nothing_about_the_present_one(fakes, leases, ledger):
     small, large = fakes.account("small", limit_bits=10), fakes.account("large", limit_bits=10_000)
     ledger.away = True

@@ -12,6 +12,7 @@ from gateway.recovery import Estates
 from policy.codelength import parting_bits
 from policy.limits import ANSWER_PENDING_BYTES_MAX, LEASE_S
 from policy.refusal import Reason, Refused
+from policy.release import Outcome
 from policy.ticks import CHOICE_BITS
 
 
@@ -684,7 +685,7 @@ async def test_a_stream_that_is_cut_says_so_is_charged_for_what_left_and_leaves_
 
     async def cut():
         await house.ticks(3)
-        house.relay.cut()
+        house.relay.cut(Outcome.LICENCE)
         await asyncio.Event().wait()
 
     async with house.running():
@@ -698,14 +699,14 @@ async def test_a_stream_that_is_cut_says_so_is_charged_for_what_left_and_leaves_
     assert closed.charged_bits == sum(leaf.charged_bits for leaf in house.audit.of(Released)) + closed.parting_bits
     assert closed.parting_bits > 0
     assert house.relay.in_flight == 0
-    house.relay.cut()  # nobody is left to be cut
+    house.relay.cut(Outcome.LICENCE)  # nobody is left to be cut
 
 
 async def test_a_whole_answer_that_is_cut_before_it_is_whole_is_an_error(fakes):
     house = fakes.House()
 
     async def cut():
-        house.relay.cut()
+        house.relay.cut(Outcome.LICENCE)
         await asyncio.Event().wait()
 
     call = fakes.chat_call(rules=house.serving.models["m"], stream=False)
@@ -723,7 +724,7 @@ async def test_a_client_that_does_not_read_cannot_hold_a_cut_answer_open(fakes):
 
     async def cut():
         await house.ticks(3)
-        house.relay.cut()
+        house.relay.cut(Outcome.LICENCE)
         await asyncio.Event().wait()
 
     async with house.running(), asyncio.timeout(5):

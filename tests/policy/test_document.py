@@ -165,6 +165,15 @@ ledger: memory
     assert (full.meters, full.audit.directory, full.ledger) == (("raw",), "/var/log/weir", MemoryLedger())
 
 
+def test_witnesses_are_a_file_and_a_time_and_nothing_changes_for_who_has_none():
+    none = policy(SMALL)
+    named = policy(SMALL + "audit: {witnesses: {policy: w.txt}}\n")
+    assert none.audit.witnesses is None
+    assert named.audit.witnesses == rules.WitnessRule(policy="w.txt", within_s=3600)
+    assert policy(SMALL + "audit: {witnesses: {policy: w.txt, within: 60m}}\n").digest == named.digest
+    assert len({none.digest, named.digest, policy(SMALL + "audit: {witnesses: {policy: v.txt}}\n").digest}) == 3
+
+
 # One mistake at a time: what is written, and the whole line that answers it.
 
 ONE_MISTAKE = [
@@ -281,6 +290,8 @@ def test_one_mistake_is_answered_by_its_place_and_what_to_write(right, wrong, li
         (SMALL + "ledger: postgresql://u@h/db?synchronous_commit=off\n", "14:9: ledger: 'synchronous_commit' is not known here; known are standbys, target_session_attrs, sslmode, sslrootcert, sslcert, sslkey, host, passfile"),
         (SMALL + "ledger: postgresql://u@h/db?standbys=some\n", "14:9: ledger: standbys='some' must be from 0 to 9"),
         (SMALL + "audit: {auditor: []}\n", "14:9: audit.auditor: unknown key 'auditor'; did you mean 'auditors'?"),
+        (SMALL + "audit: {witnesses: {within: 1h}}\n", "14:20: audit.witnesses.policy: is missing"),
+        (SMALL + "audit: {witnesses: {policy: w, within: 100ms}}\n", "14:40: audit.witnesses.within: '100ms' must be whole seconds"),
         (SMALL + "audit:\n", "14:7: audit: must be a mapping, that is, lines of `key: value`"),
         (SMALL + "clients: {}\n", "14:1: clients: unknown key 'clients'; known here: listen, admin, models, tenants, release, meters, dictionary, scorer, audit, licence, ledger"),
         ("", "1:1: the document is empty"),

@@ -15,12 +15,14 @@ import pytest
 from gateway.audit import segments
 from gateway.audit.batch import Batch
 from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head, later_write
-from gateway.audit.note import Verifier
+from gateway.audit.note import Signer, Verifier
 from gateway.audit.reading import settled
+from gateway.audit.segments import forget
 from gateway.audit.tiles import entries_in, framed
 from gateway.audit.verification import OldCheckpoint
+from gateway.clock import SystemClock
 from gateway.ports import AuditFailed
-from gateway.record import Stopped
+from gateway.record import Forfeited, Refusals, Stopped
 from tests.gateway.audit.recorded import Recorded, Recorder, opened, sign, verified
 
 FLIPS = 600
@@ -388,3 +390,49 @@ def test_what_is_written_while_a_segment_is_read_is_no_damage():
     reads = [bytes(seen), written]
     assert settled(lambda offset: reads.pop(0)[offset:]) == written
     assert settled(lambda offset: bytes(seen)[offset:]) == seen, "and if it stays, it is damage"
+
+
+def test_what_retention_deleted_is_no_fault_of_the_log_and_only_content_is_gone(recorded, directory):
+    before = verified(directory, verifier=recorded.verifier).summary
+    forget(directory, signed=before.signed, before_s=SystemClock().wall_s() + 1)
+    assert len(list(directory.glob("*.log"))) == 2
+    verification = verified(directory, verifier=recorded.verifier, since=recorded.kept, kept_s=86400)
+    assert not verification.findings.all
+    after = verification.summary
+    assert after.sealed + after.deleted == before.sealed
+    assert after.deleted > after.sealed > 0
+    assert (after.records, after.answers, after.released_bits) == (before.records, before.answers, before.released_bits)
+
+
+def test_bytes_in_the_lock_and_a_directory_without_segments_are_found(recorded, directory):
+    (directory / "lock").write_bytes(b"x")
+    assert said(directory, recorded) == [f"{directory}/lock: is not empty, and nothing is ever written there"]
+    for segment in directory.glob("*.log"):
+        segment.unlink()
+    assert any(f"{directory}: has no segments" in line for line in said(directory, recorded))
+
+
+@pytest.mark.parametrize(("back_s", "explained", "found"), [(30, False, False), (90, False, True), (90, True, False)])
+def test_times_that_go_back_are_found_unless_a_clock_was_set(tmp_path, back_s, explained, found):
+    """A gateway whose clock is set forfeits its leases, on the record."""
+
+    async def record() -> None:
+        log = opened(tmp_path / "audit")
+        recorder = Recorder(log, "h")
+        await recorder.begin()
+        before_ms = recorder.now() - back_s * 1000
+        await recorder.put(Refusals(at_ms=before_ms, counts={"over_budget": 1}))
+        if explained:
+            await recorder.put(Forfeited(at_ms=before_ms, holder="h", successor="g", cause="the wall clock stepped"))
+        await log.close()
+
+    asyncio.run(record())
+    findings = [str(finding) for finding in verified(tmp_path / "audit", verifier=None).findings.all]
+    assert any("record 2: is 90 s older" in line or "record 2: is 89 s older" in line for line in findings) == found
+    assert bool(findings) == found
+
+
+def test_the_private_key_of_another_log_is_found(recorded, directory):
+    path = directory / "log.key"
+    path.write_text(f"{Signer(name=recorded.verifier.name, seed=bytes(32)).skey()}\n")
+    assert said(directory, recorded) == [f"{path}: is not the key that this log is signed with"]

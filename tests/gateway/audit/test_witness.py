@@ -1,82 +1,25 @@
 """Witnesses over real sockets: one that follows the protocol of C2SP tlog-witness, and ones that do not."""
 
 import asyncio
-import base64
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.audit import witness as module
-from gateway.audit.note import COSIGNATURE, BadNote, Checkpoint, Note, Signature, Signer, Verifier
+from gateway.audit.note import BadNote, Checkpoint, Note, Signer
+from gateway.audit.quorum import Witness
 from gateway.audit.tiled import TiledTree, TileFiles
-from gateway.audit.tree import check_consistency, consistency_proof
-from gateway.audit.witness import ANSWER_BYTES_MAX, Witness, Witnesses
+from gateway.audit.tree import consistency_proof
+from gateway.audit.witness import ANSWER_BYTES_MAX, Witnesses
+from tests.gateway.audit.witnesses import CarefulWitness as AnyWitness
+from tests.gateway.audit.witnesses import Handler, serving
 
 ORIGIN = "example.com/egress/host"
 LOG = Signer(name=ORIGIN, seed=bytes(32))
-Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-
-class CarefulWitness:
-    """As the specification has it: trusts one log, remembers what it cosigned, cosigns what fits."""
-
-    def __init__(self, name: str, *, size: int = 0) -> None:
-        self._key = Ed25519PrivateKey.generate()
-        self.verifier = Verifier(name=name, public_key=self._key.public_key().public_bytes_raw(), kind=COSIGNATURE)
-        self.size, self.root = size, b""
-        self.requests = 0
-
-    async def add_checkpoint(self, request: web.Request) -> web.Response:
-        self.requests += 1
-        head, _, signed = (await request.read()).partition(b"\n\n")
-        old, *encoded = head.decode().split("\n")
-        old_size = int(old.removeprefix("old "))
-        note = Note.parse(signed)
-        try:
-            note.verified([LOG.verifier])
-        except BadNote:
-            return web.Response(status=403)
-        checkpoint = Checkpoint.parse(note.text)
-        if checkpoint.origin != ORIGIN:
-            return web.Response(status=404)
-        if old_size > checkpoint.size:
-            return web.Response(status=400)
-        if old_size != self.size:
-            return web.Response(status=409, text=f"{self.size}\n", content_type="text/x.tlog.size")
-        proof = [base64.b64decode(line, validate=True) for line in encoded]
-        if old_size and not check_consistency(
-            old_size=old_size, old_root=self.root, size=checkpoint.size, root=checkpoint.root, proof=proof
-        ):
-            return web.Response(status=422)
-        if not old_size and proof:
-            return web.Response(status=422)
-        self.size, self.root = checkpoint.size, checkpoint.root
-        return web.Response(text=self.cosignature(note.text).line())
-
-    def cosignature(self, text: str) -> Signature:
-        now_s = int(time.time())
-        made = self._key.sign(f"cosignature/v1\ntime {now_s}\n{text}".encode())
-        return Signature(name=self.verifier.name, key_id=self.verifier.key_id, made=now_s.to_bytes(8, "big") + made)
-
-
-@asynccontextmanager
-async def serving(handler: Handler):
-    """A witness's submission prefix."""
-    application = web.Application()
-    application.router.add_post("/witness/add-checkpoint", handler)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/witness"
-    finally:
-        await runner.cleanup()
+CarefulWitness = partial(AnyWitness, log=LOG.verifier)
 
 
 class Log:
@@ -105,12 +48,14 @@ async def test_every_checkpoint_is_cosigned_as_the_log_grows(tmp_path, session):
     careful = [CarefulWitness("w1"), CarefulWitness("w2")]
     async with serving(careful[0].add_checkpoint) as one, serving(careful[1].add_checkpoint) as two:
         witnesses = [
-            Witness(url=url, verifier=witness.verifier) for url, witness in zip((one, two + "/"), careful, strict=True)
+            Witness(name=witness.verifier.name, url=url, verifier=witness.verifier)
+            for url, witness in zip((one, two + "/"), careful, strict=True)
         ]
         log = Log(tmp_path, session, *witnesses)
         for count, size in enumerate((0, 1, 300, 300, 1000), start=1):
             note, found = await log.cosigned(size)
             assert not found.faults
+            assert not found.contradicted
             published = Note.parse(found.under(note).encode())
             verified = published.verified([LOG.verifier, *(witness.verifier for witness in careful)])
             assert [signature.name for signature in verified] == [ORIGIN, "w1", "w2"]
@@ -121,7 +66,7 @@ async def test_every_checkpoint_is_cosigned_as_the_log_grows(tmp_path, session):
 async def test_a_witness_that_knows_more_than_we_remember_is_told_from_there(tmp_path, session):
     careful = CarefulWitness("w")
     async with serving(careful.add_checkpoint) as url:
-        witness = Witness(url=url, verifier=careful.verifier)
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
         await Log(tmp_path, session, witness).cosigned(300)
         _, found = await Log(tmp_path, session, witness).cosigned(700)
         assert [signature.name for signature in found.signatures] == ["w"]
@@ -131,29 +76,43 @@ async def test_a_witness_that_knows_more_than_we_remember_is_told_from_there(tmp
 async def test_a_log_that_was_set_back_is_told_so_and_cosigned_by_nobody(tmp_path, session):
     careful = CarefulWitness("w")
     async with serving(careful.add_checkpoint) as url:
-        witness = Witness(url=url, verifier=careful.verifier)
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
         await Log(tmp_path / "one", session, witness).cosigned(300)
         _, found = await Log(tmp_path / "copy", session, witness).cosigned(200)
         assert not found.signatures
         assert "has cosigned 300 entries of this log, which has 200" in found.faults["w"]
+        assert found.contradicted == ("w",)
 
 
 async def test_a_log_with_another_past_is_cosigned_by_nobody(tmp_path, session):
     careful = CarefulWitness("w")
     async with serving(careful.add_checkpoint) as url:
-        witness = Witness(url=url, verifier=careful.verifier)
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
         await Log(tmp_path / "one", session, witness).cosigned(300)
         other = Log(tmp_path / "other", session, witness)
         other.tree.append([b"another past"])
         _, found = await other.cosigned(400)
         assert not found.signatures
-        assert found.faults == {"w": "it answered 422"}
+        assert "has cosigned 300 other entries of this log" in found.faults["w"]
+        assert found.contradicted == ("w",)
+
+
+async def test_a_log_of_the_same_size_with_another_past_is_cosigned_by_nobody(tmp_path, session):
+    careful = CarefulWitness("w")
+    async with serving(careful.add_checkpoint) as url:
+        witness = Witness(name="w", url=url, verifier=careful.verifier)
+        await Log(tmp_path / "one", session, witness).cosigned(300)
+        other = Log(tmp_path / "other", session, witness)
+        other.tree.append([b"another past"])
+        _, found = await other.cosigned(300)
+        assert not found.signatures
+        assert found.contradicted == ("w",)
 
 
 async def test_a_witness_that_was_wrong_about_us_once_is_asked_again(tmp_path, session):
     careful = CarefulWitness("w", size=10**9)
     async with serving(careful.add_checkpoint) as url:
-        log = Log(tmp_path, session, Witness(url=url, verifier=careful.verifier))
+        log = Log(tmp_path, session, Witness(name="w", url=url, verifier=careful.verifier))
         _, found = await log.cosigned(5)
         assert "has cosigned 1000000000 entries" in found.faults["w"]
         careful.size = 0
@@ -193,7 +152,12 @@ STRANGER = CarefulWitness("stranger")
 async def test_a_witness_that_does_otherwise_harms_nobody_else(tmp_path, session, status, body, fault):
     bad, good = CarefulWitness("w"), CarefulWitness("good")
     async with serving(answering(status, body)) as one, serving(good.add_checkpoint) as two:
-        log = Log(tmp_path, session, Witness(url=one, verifier=bad.verifier), Witness(url=two, verifier=good.verifier))
+        log = Log(
+            tmp_path,
+            session,
+            Witness(name="w", url=one, verifier=bad.verifier),
+            Witness(name="good", url=two, verifier=good.verifier),
+        )
         _, found = await log.cosigned(5)
         assert [signature.name for signature in found.signatures] == ["good"]
         assert set(found.faults) == {"w"}
@@ -204,7 +168,7 @@ async def test_a_cosignature_of_another_checkpoint_is_not_believed(tmp_path, ses
     careful = CarefulWitness("w")
     line = careful.cosignature(Checkpoint(origin=ORIGIN, size=5, root=bytes(32)).text()).line().encode()
     async with serving(answering(200, line)) as url:
-        _, found = await Log(tmp_path, session, Witness(url=url, verifier=careful.verifier)).cosigned(5)
+        _, found = await Log(tmp_path, session, Witness(name="w", url=url, verifier=careful.verifier)).cosigned(5)
         assert not found.signatures
         assert "is false" in found.faults["w"]
 
@@ -221,7 +185,8 @@ async def test_a_witness_that_is_silent_or_gone_is_not_waited_for(tmp_path, sess
         pass
     async with serving(sleep) as one, serving(good.add_checkpoint) as two:
         witnesses = [
-            Witness(url=url, verifier=witness.verifier) for url, witness in ((one, silent), (closed, gone), (two, good))
+            Witness(name=witness.verifier.name, url=url, verifier=witness.verifier)
+            for url, witness in ((one, silent), (closed, gone), (two, good))
         ]
         begun = time.monotonic()
         _, found = await Log(tmp_path, session, *witnesses).cosigned(5)
@@ -233,4 +198,4 @@ async def test_a_witness_that_is_silent_or_gone_is_not_waited_for(tmp_path, sess
 
 def test_a_key_that_signs_logs_is_no_witness():
     with pytest.raises(BadNote, match="not a cosigner"):
-        Witness(url="http://w", verifier=LOG.verifier)
+        Witness(name="w", url="http://w", verifier=LOG.verifier)
