@@ -65,8 +65,7 @@ class Notary:
 
         Cancelled, it goes on in its thread or was never begun; the next call waits for it and loses nothing.
         """
-        if self._lines:
-            await asyncio.to_thread(self._commit)
+        await asyncio.to_thread(self._commit)
 
     def _commit(self) -> None:
         with self._committing:

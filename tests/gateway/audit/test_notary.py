@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import threading
 
 import pytest
 
 from gateway.audit.log import SignedLog
 from gateway.audit.note import Note, Verifier
 from gateway.audit.segments import leaves, locked
-from gateway.audit.tiled import CHECKPOINT, TileFiles
+from gateway.audit.tiled import CHECKPOINT, TiledTree, TileFiles
 from gateway.clock import SystemClock
 from gateway.metrics import Metrics
 from gateway.ports import AuditFailed
@@ -103,6 +104,24 @@ async def test_two_gateways_cannot_write_one_log(directory):
     with pytest.raises(AuditFailed, match="another gateway"):
         opened(directory)
     await log.close()
+
+
+async def test_the_lock_is_held_until_a_signature_that_was_cancelled_is_written(directory, monkeypatch):
+    log = opened(directory)
+    await log.append(entries(1))
+    written, commit = threading.Event(), TiledTree.commit
+    monkeypatch.setattr(TiledTree, "commit", lambda tree: written.wait(10) and commit(tree))
+    signing = asyncio.create_task(log._notary.sign())
+    await asyncio.sleep(0.05)
+    signing.cancel()
+    await asyncio.gather(signing, return_exceptions=True)
+    closing = asyncio.create_task(log.close())
+    await asyncio.sleep(0.05)
+    with pytest.raises(AuditFailed, match="another gateway"):
+        opened(directory)
+    written.set()
+    await closing
+    assert numbers(directory) == [1]
 
 
 async def test_only_who_has_the_lock_makes_a_key(directory):
