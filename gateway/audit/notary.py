@@ -24,6 +24,7 @@ from gateway.ports import AuditFailed
 TREE = "tree"
 KEY = "log.key"  # the signing key; it opens nothing, and is the gateway's alone
 VERIFIER = "log.vkey"  # what outsiders check signatures with; given to them at the beginning, not read from here
+UNSIGNED_BYTES_MAX = 256 * 1024 * 1024  # of records that wait for a signature: minutes of more than a process can say
 
 
 class Notary:
@@ -70,6 +71,8 @@ class Notary:
     def _commit(self) -> None:
         with self._committing:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if sum(map(len, lines)) > UNSIGNED_BYTES_MAX:
+                raise AuditFailed("the audit log's tree cannot be written nearly as fast as the log itself")
             if lines:
                 self._tree.append(b"\n".join(lines).split(b"\n"))
                 self._tree.commit()

@@ -142,6 +142,14 @@ async def test_the_signing_key_is_for_the_gateway_alone_and_every_log_has_its_ow
     await second.close()
 
 
+async def test_a_tree_that_falls_far_behind_ends_the_process(directory, monkeypatch):
+    monkeypatch.setattr("gateway.audit.notary.UNSIGNED_BYTES_MAX", 1000)
+    log = opened(directory)
+    await log.append(entries(*range(100)))
+    with pytest.raises(AuditFailed, match="as fast as the log"):
+        await log.run()
+
+
 async def test_a_tree_that_cannot_be_written_ends_the_process(directory, monkeypatch):
     log = opened(directory)
     await log.append(entries(1))
