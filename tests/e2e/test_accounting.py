@@ -147,4 +147,6 @@ def test_the_record_of_an_answer_adds_up(gateway: Gateway, backend: Backend) -> 
     assert sum(leaf["text_bytes"] for leaf in released) == closed["text_bytes"] == len(TEXT)
     assert sum(leaf["charged_bits"] for leaf in released) == closed["charged_bits"]
     assert [leaf["outcome"] for leaf in released][-1] == closed["outcome"] == "stop"
-    assert TEXT[:20].encode() not in b"".join(path.read_bytes() for path in (gateway.directory / "audit").iterdir())
+    assert TEXT[:20].encode() not in b"".join(
+        path.read_bytes() for path in (gateway.directory / "audit").rglob("*") if path.is_file()
+    )
