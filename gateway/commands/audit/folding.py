@@ -45,6 +45,9 @@ whole limit then.
 
 It believes the records; `weir audit verify` says whether they are to be believed."""
 
+SELDOM = ("open leases", "by hand", "elsewhere")  # columns that are left out if there is nothing in them
+ACCOUNT_WIDTH_MIN = 14
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -230,35 +233,27 @@ class Fold:
 
     def print_table(self) -> None:
         """For people."""
+        figures = {
+            "granted": [row.granted_bits for row in self.rows],
+            "returned": [row.returned_bits for row in self.rows],
+            "spent": [row.spent_bits for row in self.rows],
+            "unspent": [row.unspent_bits for row in self.rows],
+            "open leases": [row.open_leases for row in self.rows],
+            "by hand": [row.by_hand_bits for row in self.rows],
+            "elsewhere": [row.elsewhere_bits for row in self.rows],
+            "ledger": [row.debited_bits for row in self.rows],
+            "difference": [row.difference_bits for row in self.rows],
+        }
+        shown = {name: column for name, column in figures.items() if any(column) or name not in SELDOM}
         table = Table(caption="bits")
-        table.add_column("account", overflow="fold")
-        headings = (
-            "granted",
-            "returned",
-            "spent",
-            "unspent",
-            "open leases",
-            "by hand",
-            "elsewhere",
-            "ledger",
-            "difference",
-        )
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.rows:
-            figures = (
-                row.granted_bits,
-                row.returned_bits,
-                row.spent_bits,
-                row.unspent_bits,
-                row.open_leases,
-                row.by_hand_bits,
-                row.elsewhere_bits,
-                row.debited_bits,
-                row.difference_bits,
-            )
-            style = "red" if row.difference_bits else None
-            table.add_row(escape(row.account), *(f"{figure:,}" for figure in figures), style=style)
+        table.add_column("account", overflow="fold", min_width=ACCOUNT_WIDTH_MIN)
+        for heading in shown:
+            table.add_column(
+                heading, justify="right", overflow="fold"
+            )  # a figure that is cut off would be another figure
+        for number, row in enumerate(self.rows):
+            cells = (f"{column[number]:,}" for column in shown.values())
+            table.add_row(escape(row.account), *cells, style="red" if row.difference_bits else None)
         console = Console(highlight=False)
         console.print(table)
         for one in self.forgotten:
