@@ -24,9 +24,7 @@ from gateway.ports import AuditFailed
 from gateway.record import Forfeited, Leaf, Released, Sealed, Started
 from gateway.tenure import MEMORY_FILE
 
-LEAF_BYTES_MAX = (
-    16 * 1024
-)  # nearly all have less than one; those that name dozens of windows with long names come near nine
+LEAF_BYTES_MAX = 2048
 STEP_BACK_S_MAX = 60.0  # workers of a host write one after the other; more than this is a clock that was set
 EXPLAINED_WITHIN_RECORDS = 10_000  # a clock that was set makes every worker forfeit its leases, on the record, at once
 

@@ -22,7 +22,7 @@ Verify the whole log:
   - the tree made anew from all records has the signed root, and every file of the tree is of that tree; none is missing,
     none is strange
   - the segments have whole frames, in order, with the records of the tree, and every sealed batch that a record commits to
-  - records are readable, at most 16 KB, in order of time; for every process that served, charges, refunds, leases and tallies
+  - records are readable, at most 2 KB, in order of time; for every process that served, charges, refunds, leases and tallies
     add up to what it said of itself; nothing left for an answer that had ended
 
 Each thing found wrong is one line: where, and what. Bring the key that you were given when the log was made: the log.vkey in

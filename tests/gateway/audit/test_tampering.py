@@ -371,13 +371,13 @@ def test_a_record_that_is_too_long_or_of_no_known_kind_is_found_though_it_is_sig
         log = opened(tmp_path / "audit")
         recorder = Recorder(log, "h")
         await recorder.begin()
-        await recorder.put(Stopped(at_ms=recorder.now(), holder="h" * 17_000))
+        await recorder.put(Stopped(at_ms=recorder.now(), holder="h" * 2100))
         await log.append_batch(Batch(b'{"type":"new"}'))
         await log.close()
 
     asyncio.run(record())
     found = [str(finding) for finding in verified(tmp_path / "audit", verifier=None).findings.all]
-    assert any("record 2: has 170" in line and "none has more than 16384" in line for line in found), found
+    assert any("record 2: has 21" in line and "none has more than 2048" in line for line in found), found
     assert any("record 3: not a record that this version of Weir knows" in line for line in found), found
 
 
