@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import signal
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from gateway.holdings import Holdings, in_purse
 from gateway.host.process import CannotServe
 from gateway.leases import Leases
 from gateway.ledger.fenced import FencedLedger
+from gateway.listening import bound, port_of, site_on
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
@@ -43,16 +43,16 @@ from gateway.relay import Relay
 from gateway.serving import Serving, serving
 from gateway.session import Session
 from gateway.settle import Settler
+from gateway.signals import handle_signals
 from gateway.status import Status
 from gateway.stores import open_ledger
 from gateway.tenure import Tenure
 from gateway.tick import Tick
 from gateway.wire.dialect import Identity
-from policy.limits import CLIENT_SEND_BUFFER_BYTES, DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
+from policy.limits import DRAIN_S_MAX, LEASE_REFRESH_S, TALLY_S
 from policy.release import Outcome
-from policy.rules import Address, Policy, UnixAddress
+from policy.rules import Policy
 
-LISTEN_BACKLOG = 1024
 HOUSEKEEPING_S = 10.0  # refusals are summarised: a flood of them must not flood the log
 ID_BYTES = 12  # 96 bits: no two answers of one gateway share an id
 SEED_BYTES = 8  # less one bit, to fit a signed 64-bit field of any engine
@@ -185,7 +185,7 @@ class Gateway:
         """Serve until stopped, then drain. Raises `AuditFailed` as soon as something cannot be recorded."""
         assert_strict()
         if self._kept is None:
-            self._handle_signals()
+            handle_signals(stop=self.stop, reload=self.reload)
         await self._begin()
         core = asyncio.create_task(self._core())
         core.add_done_callback(lambda _: self._stop.set())
@@ -417,19 +417,6 @@ class Gateway:
     def _usable(self) -> bool:
         return self.leases.usable()  # and tick and leases through this
 
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        self._reloads: set[asyncio.Task[None]] = set()
-
-        def on_hangup() -> None:
-            task = loop.create_task(self.reload())
-            self._reloads.add(task)
-            task.add_done_callback(self._reloads.discard)
-
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
-
     def _identify(self) -> Identity:
         entropy = os.urandom(ID_BYTES + SEED_BYTES)
         return Identity(
@@ -449,41 +436,6 @@ async def _ended(core: asyncio.Task[None]) -> None:
             await core
     except* AuditFailed as group:
         raise group.exceptions[0] from None
-
-
-async def site_on(server: web.Server, listener: socket.socket) -> web.BaseSite:
-    """Serve on a bound socket."""
-    runner = web.ServerRunner(server, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.SockSite(runner, listener, backlog=LISTEN_BACKLOG)
-    await site.start()
-    return site
-
-
-def port_of(listener: socket.socket) -> int:
-    """0 for a Unix socket."""
-    return int(listener.getsockname()[1]) if listener.family != socket.AF_UNIX else 0
-
-
-def bound(address: Address, *, shared: bool = False) -> socket.socket:
-    """A socket for this address, whose connections inherit a small send buffer, so that little can leave after a cut.
-
-    With `shared`, other processes may bind the same port and get their part of the connections; without it, nobody.
-    """
-    if isinstance(address, UnixAddress):
-        with suppress(FileNotFoundError):
-            os.unlink(address.path)  # noqa: PTH108  left behind by a crash; once, at start
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(address.path)
-        return listener
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_SEND_BUFFER_BYTES)
-    listener.bind((address.host, address.port))
-    return listener
 
 
 def accounts_in_use(serving: Serving, clock: Clock) -> Collection[str]:

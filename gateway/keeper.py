@@ -7,7 +7,6 @@ replaces those that die after giving back what provably did not leave, and speak
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,14 +19,11 @@ from prometheus_client import Metric
 from gateway import log
 from gateway.app import (
     accounts_in_use,
-    bound,
     codes_digest,
     cosignatures,
     licensed,
     meters_of,
-    port_of,
     settle_past,
-    site_on,
     unchangeable,
 )
 from gateway.audit.batch import Batch
@@ -57,10 +53,12 @@ from gateway.host.orders import (
 )
 from gateway.host.remote import answers as ports_over_channel
 from gateway.host.summing import Values, lasting, summed
+from gateway.listening import bound, port_of, site_on
 from gateway.metrics import Metrics, Registry
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
 from gateway.record import Entry, Leaf, policy_loaded
 from gateway.serving import serving
+from gateway.signals import handle_signals
 from gateway.status import Status
 from gateway.stores import open_ledger
 from gateway.tenure import Tenure
@@ -145,7 +143,7 @@ class Keeper:
     async def run(self) -> None:
         """Serve until stopped, then drain. Raises `AuditFailed` when nothing can be recorded: by then no worker lives."""
         assert_strict()
-        self._handle_signals()
+        handle_signals(stop=self.stop, reload=self.reload)
         await self._begin()
         watching = asyncio.create_task(self.tenure.run())
         watching.add_done_callback(lambda _: self._stop.set())
@@ -378,19 +376,6 @@ class Keeper:
     async def _licence_changed(self, leaf: Leaf) -> None:
         """Workers see it for themselves; the record of it is made once."""
         await self._append(leaf)
-
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        self._reloads: set[asyncio.Task[None]] = set()
-
-        def on_hangup() -> None:
-            task = loop.create_task(self.reload())
-            self._reloads.add(task)
-            task.add_done_callback(self._reloads.discard)
-
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
 
     def _now_ms(self) -> int:
         return int(self.clock.wall_s() * 1000)

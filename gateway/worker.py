@@ -16,7 +16,7 @@ from gateway.edge import strict  # noqa: F401  before anything imports aiohttp
 
 # isort: split
 from gateway import log
-from gateway.app import Gateway, Kept, bound
+from gateway.app import Gateway, Kept
 from gateway.audit.log import scribe
 from gateway.audit.segments import recent
 from gateway.clock import SystemClock
@@ -40,6 +40,7 @@ from gateway.host.orders import (
 from gateway.host.process import CannotServe, run, stop_unrecorded
 from gateway.host.remote import FAULTS, RemoteAuditLog, RemoteLedger
 from gateway.host.summing import values_of
+from gateway.listening import bound
 from gateway.ports import AuditFailed, LedgerUnavailable
 from policy.rules import Policy, TcpAddress
 

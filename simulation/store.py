@@ -152,7 +152,7 @@ class Wire:
         await self._ask("freeze", dict(fences))
 
     async def thaw(self, account: str, *, lost_bits: int) -> bool:
-        raise NotImplementedError("an operator's act")
+        return await self._ask("thaw", account, lost_bits=lost_bits)
 
     async def leases(
         self, *, holder: str | None = None, after: str = "", count_max: int = 1000
