@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
@@ -34,7 +34,7 @@ class Asked:
     tenant: Tenant
     route: str
     plan: Plan | None = None
-    named: Mapping[str, str] = MappingProxyType({})  # by the path: an id, a model
+    named: Mapping[str, str] = field(default_factory=dict)  # by the path: an id, a model
 
 
 Plan = Callable[[Asked, bytes, Identity], Call | Refused]
@@ -178,7 +178,7 @@ class Found:
 
     route: str
     plan: Plan
-    named: Mapping[str, str] = MappingProxyType({})
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 def _at_exact_paths() -> Mapping[str, Mapping[str, Found]]:

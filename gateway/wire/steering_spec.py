@@ -135,19 +135,23 @@ class Use(Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
 class Steering(Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
     """The `steering` object: uses of vectors, and the derived model that answers instead of the one named."""
 
-    vectors: Annotated[list[Use], Meta(max_length=STEERING_VECTORS_MAX)] = []
+    vectors: Annotated[list[Use], Meta(max_length=STEERING_VECTORS_MAX)] | None = None
     conflict: Literal["sequential", "sum", "priority", "error"] | None = None
     model: Handle | None = None
 
     @property
     def gates(self) -> int:
         """How many of its uses have a gate: as many bits the answer's report has."""
-        return sum(use.when is not None for use in self.vectors)
+        return sum(use.when is not None for use in self.vectors or ())
 
 
 def contradiction(steering: Steering | None, *, param: str = "steering") -> Refused | None:
     """What a spec says against itself, as far as that needs no backend to see."""
-    for index, use in enumerate(steering.vectors if steering is not None else ()):
+    if steering is None:
+        return None
+    if steering.vectors is None and steering.model is None:
+        return _invalid(param, "it needs 'vectors' or 'model'")
+    for index, use in enumerate(steering.vectors or ()):
         where = f"{param}.vectors[{index}]"
         given = frozenset(_given(use.params))
         required = REQUIRED.get(use.op, frozenset())
