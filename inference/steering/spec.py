@@ -13,6 +13,7 @@ from inference.config import ModelConfig
 from inference.limits import SCALE_ABS_MAX, SPEC_VECTORS_MAX
 from inference.steering.store import VectorStore
 from inference.steering.table import CompiledSteering
+from inference.steering.vector import Kind
 
 
 class VectorUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,16 +52,19 @@ def compile_spec(spec: SteeringSpec, *, store: VectorStore, config: ModelConfig,
         stored = store.get(use.id)
         if stored is None:
             raise SpecError(f"no steering vector {use.id!r}", param=f"{path}.id", code="unknown_vector")
-        if stored.values.shape[0] != config.d_model:
-            message = f"vector {use.id!r} has dimension {stored.values.shape[0]}, the model {config.d_model}"
+        if stored.kind is not Kind.DIRECTION:
+            raise SpecError(f"{use.id!r} is no direction", param=f"{path}.id", code="wrong_kind")
+        if stored.width != config.d_model:
+            message = f"vector {use.id!r} has dimension {stored.width}, the model {config.d_model}"
             raise SpecError(message, param=f"{path}.id", code="wrong_dimension")
         if stored.metadata["model_digest"] not in (None, model_digest):
             raise SpecError(f"vector {use.id!r} was made for another model", param=f"{path}.id", code="wrong_model")
-        layers = [stored.layer] if use.layers is None else use.layers
+        layers = list(stored.layers) if use.layers is None else use.layers
         _check_layers(layers, config, path)
         identity.append([use.op, use.scale.hex(), layers, stored.digest_sha256])
         for layer in layers if use.scale != 0 else ():
-            delta = stored.values.double() * use.scale
+            nearest = min(stored.layers, key=lambda own: abs(own - layer))
+            delta = stored.tensors[f"direction.{nearest}"].double() * use.scale
             deltas[layer] = deltas[layer] + delta if layer in deltas else delta
     canonical = json.dumps({"model": model_digest, "vectors": identity}, separators=(",", ":"))
     return CompiledSteering(

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from inference.extraction.chore import Extraction, extraction_chore
-from inference.extraction.jobs import JobTable
 from inference.extraction.mean_difference import DegenerateError, mean_difference
+from inference.jobs.job import JobKind
+from inference.jobs.table import JobTable
 from inference.loading import LoadedModel
 from inference.model import Span
 from inference.steering.spec import SpecError, SteeringSpec, VectorUse, compile_spec
-from inference.steering.store import ExistsError, StoredVector, VectorStore
+from inference.steering.store import ExistsError, VectorStore
 from inference.steering.table import Applied, CompiledSteering, SteeredSpan, SteeringTable
+from inference.steering.vector import StoredVector, direction
 
 QUESTIONS = [
     "How was your day?",
@@ -33,7 +36,7 @@ def a_vector(
 ) -> StoredVector:
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     metadata = {"method": "upload", "model_digest": None}
-    return StoredVector(id=vector_id, layer=layer, values=values * (norm / values.norm()), metadata=metadata)
+    return direction(id=vector_id, values={layer: values * (norm / values.norm())}, metadata=metadata)
 
 
 @pytest.fixture
@@ -118,7 +121,7 @@ def test_steering_adds_exactly_scale_times_vector_at_the_block_output(
     table = SteeringTable(spans, dtype=torch.float32, device=torch.device("cpu"))
     for layer in (3, 4, 5):
         table.apply(layer, hidden)
-    assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.values)
+    assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.tensors["direction.4"])
     assert torch.equal(hidden[2], before[2])
 
 
@@ -167,7 +170,7 @@ def test_a_spec_that_asks_for_what_does_not_exist_is_refused(loaded, store: Vect
     store.add(a_vector())
     store.add(a_vector("short", size=64))
     foreign = a_vector("foreign")
-    store.add(StoredVector(id="foreign", layer=5, values=foreign.values, metadata={"model_digest": "0" * 64}))
+    store.add(dataclasses.replace(foreign, metadata={"model_digest": "0" * 64}))
     with pytest.raises(SpecError) as refused:
         compiled(use)
     assert (refused.value.code, refused.value.param) == (code, param)
@@ -193,8 +196,8 @@ def test_vectors_survive_a_restart_and_rubbish_of_a_crash_does_not(tmp_path: Pat
     (tmp_path / "half.partial").write_bytes(b"torn")
     reopened = VectorStore(tmp_path)
     assert [v.id for v in reopened.all()] == ["kept"]
-    assert torch.equal(reopened.get("kept").values, vector.values)
-    assert (reopened.get("kept").layer, reopened.get("kept").metadata) == (vector.layer, vector.metadata)
+    assert torch.equal(reopened.get("kept").tensors["direction.5"], vector.tensors["direction.5"])
+    assert (reopened.get("kept").layers, reopened.get("kept").metadata) == (vector.layers, vector.metadata)
     assert not (tmp_path / "half.partial").exists()
     with pytest.raises(ExistsError):
         reopened.add(a_vector("kept"))
@@ -237,7 +240,7 @@ def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
     loaded: LoadedModel, store: VectorStore, compiled, new_cache
 ):
     jobs = JobTable()
-    jobs.open("j")
+    jobs.open("j", kind=JobKind.EXTRACT)
     for _ in extraction_chore(happy_extraction(loaded), model=loaded.model, store=store, jobs=jobs, job_id="j"):
         assert jobs.get("j").status == "running"
     job = jobs.get("j")
@@ -268,7 +271,7 @@ def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
 
 def test_an_extraction_whose_sides_are_equal_fails_with_the_reason(loaded: LoadedModel, store: VectorStore):
     jobs = JobTable()
-    jobs.open("j")
+    jobs.open("j", kind=JobKind.EXTRACT)
     extraction = Extraction(
         vector_id="x", layer=1, token="mean", positive=((5, 6),), negative=((5, 6),), provenance={"model_digest": None}
     )
