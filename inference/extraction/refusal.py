@@ -36,13 +36,16 @@ class Candidate:
 
     layer: int
     position: int | None  # from the prompt's end, negative; None for what has no single position
-    bypass: float
-    induce: float
-    kl_nats: float
+    bypass: float | None
+    induce: float | None
+    kl_nats: float | None
 
     def is_eligible(self, rule: Rule, *, n_layers: int) -> bool:
+        """None, which stands for a score that was not computed since another had ruled the candidate out, is not."""
+        if self.bypass is None or self.induce is None or self.kl_nats is None:
+            return False
         return (
-            all(map(math.isfinite, (self.bypass, self.induce, self.kl_nats)))
+            math.isfinite(self.bypass)
             and self.induce > rule.induce_min
             and self.kl_nats < rule.kl_nats_max
             and self.layer < rule.depth_max * n_layers
@@ -52,7 +55,7 @@ class Candidate:
 def chosen(candidates: Sequence[Candidate], rule: Rule, *, n_layers: int) -> Candidate | None:
     """The eligible candidate of least bypass, the first among equals; None if none is eligible."""
     eligible = [candidate for candidate in candidates if candidate.is_eligible(rule, n_layers=n_layers)]
-    return min(eligible, key=lambda candidate: candidate.bypass, default=None)
+    return min(eligible, key=lambda candidate: candidate.bypass or 0.0, default=None)
 
 
 def refusal_scores(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
