@@ -16,10 +16,10 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steerability:
-    """Of the samples' slopes, in nats per unit of scale. `sd` is None for a single sample."""
+    """Of the samples' slopes, in nats per unit of scale. `sd` is 0 for a single sample."""
 
     mean: float
-    sd: float | None
+    sd: float
     share_negative: float
 
 
@@ -38,7 +38,7 @@ def steerability(scales: Sequence[float], propensities: Tensor) -> Steerability 
     slopes = (x @ propensities.double()) / x.square().sum()  # least squares, [samples]
     return Steerability(
         mean=float(slopes.mean()),
-        sd=float(slopes.std()) if slopes.shape[0] > 1 else None,
+        sd=float(slopes.std()) if slopes.shape[0] > 1 else 0.0,
         share_negative=float((slopes < 0).double().mean()),
     )
 

@@ -9,7 +9,6 @@ appendix C. Their layers are block inputs; ours are block outputs, so output l i
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
@@ -45,8 +44,7 @@ class Candidate:
         if self.bypass is None or self.induce is None or self.kl_nats is None:
             return False
         return (
-            math.isfinite(self.bypass)
-            and self.induce > rule.induce_min
+            self.induce > rule.induce_min
             and self.kl_nats < rule.kl_nats_max
             and self.layer < rule.depth_max * n_layers
         )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Generator, Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from inference.extraction.divergence import kl_nats
 from inference.extraction.extraction import stored
+from inference.extraction.interventions import Interventions
 from inference.extraction.methods import FoundDirection, Method, Params, find_direction
 from inference.extraction.refusal import Candidate, Rule, chosen, refusal_scores
 from inference.extraction.samples import Activations, Samples, activations
 from inference.extraction.statistics import DegenerateError, d_prime
 from inference.jobs.chore import JobError, Work
 from inference.lab import Lab, Pieces, Positions, Which, within
-from inference.steering.program import CompiledSteering
 from inference.steering.store import VectorStore
 
 _FINDING = 0.2  # share of the time that finding candidates takes where judging them runs the model
@@ -28,14 +29,6 @@ class By(enum.StrEnum):
 
     D_PRIME = "d_prime"
     REFUSAL = "refusal"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Interventions:
-    """What judging by refusal does with a direction. Both take its values [d_model] and the layer it belongs to."""
-
-    ablate: Callable[[Tensor, int], CompiledSteering]
-    add: Callable[[Tensor, int], CompiledSteering]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +128,7 @@ def _widest(found: Sequence[_Found]) -> tuple[_Found, dict[str, Any]]:
         {
             "layer": one.layer,
             "position": one.position,
-            "score": one.d_prime,
+            "score": one.d_prime or 0.0,
             "bypass": None,
             "induce": None,
             "kl_nats": None,
@@ -164,7 +157,7 @@ def _judge(
             {
                 "layer": one.layer,
                 "position": one.position,
-                "score": None if candidate.bypass is None else -candidate.bypass,
+                "score": 0.0 if candidate.bypass is None else -candidate.bypass,
                 "bypass": candidate.bypass,
                 "induce": candidate.induce,
                 "kl_nats": candidate.kl_nats,
@@ -188,16 +181,19 @@ def _scores(
         return scores
     ablated = interventions.ablate(one.direction.vector, one.layer)
     steered = yield from within(lab.last_logits(selection.test.negative, steering=ablated), 0.0, 0.33)
-    scores["kl_nats"] = float(kl_nats(plain, steered).mean())
-    if not scores["kl_nats"] < rule.kl_nats_max:
+    divergence = float(kl_nats(plain, steered).mean())
+    scores["kl_nats"] = divergence if math.isfinite(divergence) else None
+    if not divergence < rule.kl_nats_max:
         return scores
     added = interventions.add(one.direction.vector, one.layer)
     steered = yield from within(lab.last_logits(selection.test.negative, steering=added), 0.33, 0.66)
-    scores["induce"] = float(refusal_scores(steered, ids).mean())
-    if not scores["induce"] > rule.induce_min:
+    induced = float(refusal_scores(steered, ids).mean())
+    scores["induce"] = induced if math.isfinite(induced) else None
+    if not induced > rule.induce_min:
         return scores
     steered = yield from within(lab.last_logits(selection.test.positive, steering=ablated), 0.66, 1.0)
-    scores["bypass"] = float(refusal_scores(steered, ids).mean())
+    bypass = float(refusal_scores(steered, ids).mean())
+    scores["bypass"] = bypass if math.isfinite(bypass) else None
     return scores
 
 
