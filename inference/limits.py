@@ -107,8 +107,21 @@ IMPORT_TENSORS_MAX = 3 * VECTOR_LAYERS_MAX
 IMPORT_BYTES_MAX = VECTOR_BYTES_MAX + 2 * IMPORT_HEADER_BYTES_MAX
 """A file to import: the largest object and its header."""
 
+GGUF_KEYS_MAX = 64
+"""Metadata keys of a GGUF control vector; llama.cpp and repeng write three."""
+
+GGUF_TEXT_BYTES_MAX = 4_096
+"""Longest key, value or name in a GGUF control vector. The longest known is a model hint of some 20 bytes."""
+
 IMPORTS_AT_ONCE_MAX = 2
 """Imports read at the same time, each of up to three times `IMPORT_BYTES_MAX` in memory."""
+
+DESCRIPTION_CHARS_MAX = 1_000
+"""A description of a vector; a list of 4,096 stays below 5 MB."""
+
+DERIVED_MODELS_MAX = 4
+"""Derived models served. Each holds its own embedding, attention and feed-forward outputs: 260 MB of SmolLM2 in
+float32, some 40 % of the model, and about a second of start-up."""
 
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""

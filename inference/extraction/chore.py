@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from inference.extraction.mean_difference import DegenerateError, MeanDifference, mean_difference
-from inference.jobs.chore import JobChore, JobError, Work
-from inference.jobs.table import JobTable
+from inference.jobs.chore import JobError, Work
 from inference.kv import KvCache
 from inference.limits import PREFILL_CHUNK_TOKENS
 from inference.model import Model
@@ -35,14 +34,8 @@ class Extraction:
     provenance: dict[str, Any]
 
 
-def extraction_chore(
-    extraction: Extraction, *, model: Model, store: VectorStore, jobs: JobTable, job_id: str
-) -> JobChore:
-    """The job in pieces of `PREFILL_CHUNK_TOKENS` tokens."""
-    return JobChore(_extract(extraction, model=model, store=store), jobs=jobs, job_id=job_id)
-
-
-def _extract(extraction: Extraction, *, model: Model, store: VectorStore) -> Work:
+def extraction_work(extraction: Extraction, *, model: Model, store: VectorStore) -> Work:
+    """A job's work, in pieces of `PREFILL_CHUNK_TOKENS` tokens. Stores the vector; the result has its figures."""
     texts = (*extraction.positive, *extraction.negative)
     activations: list[Tensor] = []
     for done, token_ids in enumerate(texts):
