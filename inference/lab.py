@@ -264,9 +264,7 @@ class Lab:
                     done += 1
             yield done / len(texts)
 
-    def _gates(
-        self, prompts: Sequence[TokenIds], steering: CompiledSteering | None
-    ) -> Pieces[list[tuple[bool, ...]]]:
+    def _gates(self, prompts: Sequence[TokenIds], steering: CompiledSteering | None) -> Pieces[list[tuple[bool, ...]]]:
         """Decided on the plain prompts, as the engine does."""
         if steering is None or not steering.gates:
             return [()] * len(prompts)
@@ -301,9 +299,7 @@ class Lab:
 
     def _cache(self, tokens: int, *, whole: bool = False) -> KvCache:
         model = self._model
-        return KvCache(
-            model.config, capacity=tokens, dtype=model.dtype, device=model.device, layers_share=whole
-        )
+        return KvCache(model.config, capacity=tokens, dtype=model.dtype, device=model.device, layers_share=whole)
 
 
 def within(pieces: Pieces[Result], start: float, stop: float) -> Pieces[Result]:

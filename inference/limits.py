@@ -83,6 +83,12 @@ ACTIVATION_VALUES_MAX = 1 << 28
 SELECT_CANDIDATES_MAX = 1_024
 """Layers times positions of one selection. By refusal each takes three passes over the held-out prompts."""
 
+SELECT_TOKENS_MAX = 64
+"""Positions named in one selection; the default model's template has five tokens behind an instruction."""
+
+EVALUATE_PASSAGES_MAX = 4_096
+"""Texts run for one point of a propensity curve: prompts times answers. About five minutes on two cores."""
+
 EVALUATE_SCALES_MAX = 33
 """Points of one propensity curve; each runs all prompts once or twice."""
 
@@ -137,8 +143,21 @@ IMPORT_TENSORS_MAX = 3 * VECTOR_LAYERS_MAX
 IMPORT_BYTES_MAX = VECTOR_BYTES_MAX + 2 * IMPORT_HEADER_BYTES_MAX
 """A file to import: the largest object and its header."""
 
+GGUF_KEYS_MAX = 64
+"""Metadata keys of a GGUF control vector; llama.cpp and repeng write three."""
+
+GGUF_TEXT_BYTES_MAX = 4_096
+"""Longest key, value or name in a GGUF control vector. The longest known is a model hint of some 20 bytes."""
+
 IMPORTS_AT_ONCE_MAX = 2
 """Imports read at the same time, each of up to three times `IMPORT_BYTES_MAX` in memory."""
+
+DESCRIPTION_CHARS_MAX = 1_000
+"""A description of a vector; a list of 4,096 stays below 5 MB."""
+
+DERIVED_MODELS_MAX = 4
+"""Derived models served. Each holds its own embedding, attention and feed-forward outputs: 260 MB of SmolLM2 in
+float32, some 40 % of the model, and about a second of start-up."""
 
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""

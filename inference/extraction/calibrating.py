@@ -56,4 +56,6 @@ def calibrate(calibration: Calibration, *, lab: Lab) -> Work:
             }
             return result
         except UnreachableError as error:
-            raise JobError(f"{calibration.target_nats:g} nats cannot be reached: {error}", code="unreachable") from error
+            raise JobError(
+                f"{calibration.target_nats:g} nats cannot be reached: {error}", code="unreachable"
+            ) from error

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.extraction.methods import ERASERS, FoundDirection, FoundEraser, Method, Params, find_direction, find_eraser
+from inference.extraction.methods import (
+    ERASERS,
+    FoundDirection,
+    FoundEraser,
+    Method,
+    Params,
+    find_direction,
+    find_eraser,
+)
 from inference.extraction.samples import Samples, activations
 from inference.extraction.statistics import DegenerateError, Figures
 from inference.jobs.chore import JobError, Work

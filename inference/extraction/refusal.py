@@ -44,9 +44,7 @@ class Candidate:
         if self.bypass is None or self.induce is None or self.kl_nats is None:
             return False
         return (
-            self.induce > rule.induce_min
-            and self.kl_nats < rule.kl_nats_max
-            and self.layer < rule.depth_max * n_layers
+            self.induce > rule.induce_min and self.kl_nats < rule.kl_nats_max and self.layer < rule.depth_max * n_layers
         )
 
 

@@ -84,7 +84,11 @@ def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:
     found: list[_Found] = []
     places = selection.places
     for number, at in enumerate(places):
-        start, middle, stop = (2 * number) / (2 * len(places)), (2 * number + 1) / (2 * len(places)), (number + 1) / len(places)
+        start, middle, stop = (
+            (2 * number) / (2 * len(places)),
+            (2 * number + 1) / (2 * len(places)),
+            (number + 1) / len(places),
+        )
         train = yield from within(activations(selection.train, layers=selection.layers, at=at, lab=lab), start, middle)
         test = yield from within(activations(selection.test, layers=selection.layers, at=at, lab=lab), middle, stop)
         for layer in selection.layers:
@@ -207,4 +211,3 @@ def _nothing(candidates: Sequence[tuple[_Found, Candidate]]) -> str:
 
 def _result(winner: _Found, score: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"layer": winner.layer, "position": winner.position, "score": score, "candidates": rows}
-
