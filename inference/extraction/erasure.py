@@ -74,8 +74,9 @@ def _solved(centred: Tensor, target: Tensor) -> Tensor:
     if n >= d:
         covariance = centred.T @ centred * (a / n)
         covariance.diagonal().add_(b)
-        return torch.linalg.solve(covariance, target)
+        solved: Tensor = torch.linalg.solve(covariance, target)
+        return solved
     gram = centred @ centred.T * (a / n)
     gram.diagonal().add_(b)
-    inner = torch.linalg.solve(gram, centred @ target)
+    inner: Tensor = torch.linalg.solve(gram, centred @ target)
     return (target - centred.T @ inner * (a / n)) / b

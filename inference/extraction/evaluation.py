@@ -144,7 +144,7 @@ def _propensities(
     else:
         log_p = yield from _whole_answers(passages, steering, applied, lab)
     sizes = [size for sample in samples for size in (len(sample.positive), len(sample.negative))]
-    sums = [part.logsumexp(0) for part in log_p.split(sizes)]
+    sums = [part.logsumexp(0) for part in torch.split(log_p, sizes)]
     return torch.stack(sums[0::2]) - torch.stack(sums[1::2])
 
 
@@ -172,7 +172,8 @@ def _whole_answers(
         parts.append(token_nats(logits[0], token_ids[rows]).cpu())
 
     yield from within(lab.distributions([states], take), 0.7, 1.0)
-    return torch.stack([-part.sum() for part in torch.cat(parts).split([len(p.answer_ids) for p in passages])])
+    sizes = [len(passage.answer_ids) for passage in passages]
+    return torch.stack([-part.sum() for part in torch.split(torch.cat(parts), sizes)])
 
 
 def _finite(value: float, scale: float) -> float:

@@ -27,10 +27,11 @@ def logistic(sides: Sides, *, c: float = 1.0) -> Tensor:
         raise DegenerateError("the positive and negative texts have the same activations")
     # w lies in the span of the rows, and ‖w‖ is the same in the coordinates of its singular vectors.
     coordinates = _minimum(left * strengths, 2 * c)  # [min(pairs, d_model)]
-    vector: Tensor = right.T @ coordinates
+    vector = right.T @ coordinates
     if float(vector.norm()) == 0:
         raise DegenerateError("no direction tells the positive texts from the negative ones")
-    return vector / vector.norm()
+    unit: Tensor = vector / vector.norm()
+    return unit
 
 
 def _minimum(rows: Tensor, weight: float) -> Tensor:

@@ -56,4 +56,4 @@ def bayesian_wilcoxon(differences: Sequence[float], *, rope: float, seed: int = 
 
 
 def _beyond(values: NDArray[np.float64], border: float) -> NDArray[np.float64]:
-    return (values > border) + 0.5 * (values == border)
+    return np.asarray((values > border) + 0.5 * (values == border))
