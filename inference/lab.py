@@ -1,6 +1,6 @@
 """Runs the model for jobs: activations of texts, distributions, greedy answers, steered or not, in small pieces.
 
-Everything is a generator that yields the fraction done after each piece (a forward pass of `PREFILL_CHUNK_TOKENS`
+Everything is a generator that yields the fraction done after each piece (a forward pass of `LAB_STEP_TOKENS_MAX`
 tokens, or one decode step) and returns its result, so that the engine can serve others in between. Several short texts
 share a pass; attention runs per text, so a text's numbers do not depend on its company.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.kv import KvCache
-from inference.limits import LAB_BATCH_ROWS_MAX, LAB_BATCH_TOKENS_MAX, LAB_HEAD_ROWS, PREFILL_CHUNK_TOKENS
+from inference.limits import LAB_BATCH_ROWS_MAX, LAB_BATCH_TOKENS_MAX, LAB_HEAD_ROWS, LAB_STEP_TOKENS_MAX
 from inference.model import Model, Span
 from inference.steering.applied import Applied
 from inference.steering.gates import GateReader
@@ -353,11 +353,11 @@ class _Part:
 
 
 def _packed(texts: Sequence[TokenIds]) -> Iterator[list[_Part]]:
-    """Passes of at most `PREFILL_CHUNK_TOKENS`: whole texts side by side, longer ones cut at its multiples."""
+    """Passes of at most `LAB_STEP_TOKENS_MAX`: whole texts side by side, longer ones cut at its multiples."""
     step: list[_Part] = []
     rows = 0
     for text, start, stop in _cuts(texts):
-        if rows + stop - start > PREFILL_CHUNK_TOKENS:
+        if rows + stop - start > LAB_STEP_TOKENS_MAX:
             yield step
             step, rows = [], 0
         step.append(_Part(text=text, start=start, stop=stop, row_start=rows))
@@ -371,8 +371,8 @@ def _packed(texts: Sequence[TokenIds]) -> Iterator[list[_Part]]:
 
 def _cuts(texts: Sequence[TokenIds]) -> Iterable[tuple[int, int, int]]:
     for text, ids in enumerate(texts):
-        for start in range(0, len(ids), PREFILL_CHUNK_TOKENS):
-            yield text, start, min(start + PREFILL_CHUNK_TOKENS, len(ids))
+        for start in range(0, len(ids), LAB_STEP_TOKENS_MAX):
+            yield text, start, min(start + LAB_STEP_TOKENS_MAX, len(ids))
 
 
 def _batches(prompts: Sequence[TokenIds], tokens_max: int) -> Iterator[list[TokenIds]]:

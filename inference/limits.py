@@ -104,6 +104,9 @@ LAB_BATCH_ROWS_MAX = 16
 LAB_BATCH_TOKENS_MAX = 16_384
 """Prompt and answer tokens made side by side for a job: 0.75 GB of SmolLM2-135M's keys and values in float32."""
 
+LAB_STEP_TOKENS_MAX = 128
+"""Tokens run at a time for a job; requests wait for it. Twice as many save 7 % of the time, half as many cost 30 %."""
+
 LAB_HEAD_ROWS = 64
 """Positions whose distributions exist at a time: 25 MB of SmolLM2's in float64, for each of the models compared."""
 

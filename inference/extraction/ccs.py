@@ -65,7 +65,8 @@ def _fit(yes: Tensor, no: Tensor, *, generator: torch.Generator, penalty: float)
         def loss() -> Tensor:
             p_yes, p_no = torch.sigmoid(yes @ theta + bias), torch.sigmoid(no @ theta + bias)
             inconsistency = (p_yes + p_no - 1).square().mean()
-            return inconsistency + torch.minimum(p_yes, p_no).square().mean() + penalty * theta.square().sum()
+            total: Tensor = inconsistency + torch.minimum(p_yes, p_no).square().mean() + penalty * theta.square().sum()
+            return total
 
         def closure() -> Tensor:
             search.zero_grad()

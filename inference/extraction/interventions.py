@@ -8,7 +8,7 @@ from inference.config import ModelConfig
 from inference.steering.compile import compile_spec
 from inference.steering.program import CompiledSteering
 from inference.steering.spec import SteeringSpec, VectorUse
-from inference.steering.vector import StoredVector, direction
+from inference.steering.vector import direction
 
 _ID = "candidate"
 
@@ -31,14 +31,4 @@ class Interventions:
         metadata = {"model_digest": self._model_digest}
         stored = direction(id=_ID, values={layer: vector.float()}, metadata=metadata)
         spec = SteeringSpec(vectors=[VectorUse(id=_ID, op=op)])
-        return compile_spec(spec, store=_One(stored), config=self._config, model_digest=self._model_digest)
-
-
-class _One:
-    """A store of one object."""
-
-    def __init__(self, stored: StoredVector) -> None:
-        self._stored = stored
-
-    def get(self, vector_id: str, /) -> StoredVector | None:
-        return self._stored if vector_id == self._stored.id else None
+        return compile_spec(spec, store={_ID: stored}, config=self._config, model_digest=self._model_digest)

@@ -148,11 +148,12 @@ def _judge(
 ) -> Pieces[tuple[_Found, dict[str, Any]]]:
     """By Arditi et al.'s rule; the score is the negated bypass score, so that more is better."""
     harmless = selection.test.negative
-    plain = yield from lab.last_logits(harmless)
+    share = 1 / (len(found) + 1)
+    plain = yield from within(lab.last_logits(harmless), 0.0, share)
     rows: list[dict[str, Any]] = []
     candidates: list[tuple[_Found, Candidate]] = []
     for number, one in enumerate(found):
-        start, stop = number / len(found), (number + 1) / len(found)
+        start, stop = (number + 1) * share, (number + 2) * share
         scores = yield from within(_scores(one, plain, selection, lab, interventions), start, stop)
         candidate = Candidate(layer=one.layer, position=one.position, **scores)
         eligible = candidate.is_eligible(selection.rule, n_layers=lab.n_layers)

@@ -62,7 +62,7 @@ class Strengths:
                 at_strength(self._spec, strength),
                 store=self._vectors,
                 config=loaded.config,
-                model_digest=loaded.digest_sha256,
+                model_digest=loaded.vectors_digest,
             )
         except SpecError as error:
             raise bad_request(str(error), param=error.param, code=error.code) from error

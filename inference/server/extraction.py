@@ -157,7 +157,7 @@ def _selection_work(
         side_names=texts.side_names,
         provenance=provenance,
     )
-    interventions = Interventions(config=loaded.config, model_digest=loaded.digest_sha256)
+    interventions = Interventions(config=loaded.config, model_digest=loaded.vectors_digest)
     return select(selection, lab=Lab(loaded.model), store=service.store, interventions=interventions)
 
 
@@ -279,7 +279,7 @@ def _provenance(
         "chat_template_digest": template_digest(loaded) if body.chat else None,
         "dataset": texts.dataset,
         "dataset_digest": texts.digest_sha256,
-        "model_digest": loaded.digest_sha256,
+        "model_digest": loaded.vectors_digest,
         "is_paired": found.is_paired,
         "pairs": len(found.positive) if found.is_paired else None,
         "texts": {"positive": len(found.positive), "negative": len(found.negative)},
