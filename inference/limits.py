@@ -80,6 +80,21 @@ SPEC_VECTORS_MAX = 16
 SCALE_ABS_MAX = 100.0
 """Largest |scale|. Coherence is lost near a relative dose of 1.9; extracted vectors have 0.1 to 1 at scale 1."""
 
+ACTIVATION_ABS_MAX = 1e6
+"""Largest projection or feature activation that a request may set; residuals of the models served stay below 1e5."""
+
+DEGREES_ABS_MAX = 360.0
+"""Largest |angle| of a rotation; more is the same angle again."""
+
+ABLATED_DIRECTIONS_MAX = 16
+"""Directions that one `ablate` takes away together; each costs a pass over the rows at three sites of every block."""
+
+SITE_KERNELS_MAX = 32
+"""Operations of one request at one site, `ablate` counting its directions: bounds what one row may cost a step."""
+
+SELECTOR_NUMBERS_MAX = 1_024
+"""Token ids, positions and windows in one selector; a mask is worked out from them for every token."""
+
 VECTOR_NORM_MAX = 1e6
 """Largest norm of an uploaded vector. Residuals of the models served stay below 1e5; its square fits float32."""
 
