@@ -9,9 +9,10 @@ import torch
 from inference.kv import KvCache
 from inference.loading import LoadedModel
 from inference.model import Model, Span
-from inference.steering.spec import SteeringSpec, VectorUse, compile_spec
-from inference.steering.store import VectorStore
-from inference.steering.table import Applied, SteeredSpan, SteeringTable
+from inference.steering.applied import Applied
+from inference.steering.compile import compile_spec
+from inference.steering.spec import SteeringSpec, VectorUse
+from inference.steering.table import SteeredSpan, SteeringTable
 from inference.steering.vector import StoredVector
 
 PROMPTS = (
@@ -24,13 +25,16 @@ PROMPTS = (
 
 
 def logit_differences(
-    base: LoadedModel, model: Model, *, vectors: Sequence[StoredVector], store: VectorStore
+    base: LoadedModel, model: Model, *, vectors: Sequence[StoredVector]
 ) -> Iterator[tuple[float, float]]:
     """(fraction done, largest |difference| at any position) after every prompt."""
     first, *others = vectors
     use = VectorUse(id=first.id, op="ablate", params={"also": [vector.id for vector in others]} if others else None)
     steering = compile_spec(
-        SteeringSpec(vectors=[use]), store=store, config=base.config, model_digest=base.vectors_digest
+        SteeringSpec(vectors=[use]),
+        store={vector.id: vector for vector in vectors},
+        config=base.config,
+        model_digest=base.vectors_digest,
     )
     for number, prompt in enumerate(PROMPTS, start=1):
         ids = tuple(base.tokenizer.encode(prompt, add_special_tokens=True))

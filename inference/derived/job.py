@@ -14,7 +14,6 @@ from inference.derived.orthogonalize import orthogonalized, writers
 from inference.derived.recipe import Recipe
 from inference.jobs.chore import JobError, Work
 from inference.steering.combining import basis
-from inference.steering.store import VectorStore
 from inference.steering.vector import StoredVector
 
 LOGIT_DIFFERENCE_MAX = {torch.float32: 0.01, torch.bfloat16: 1.0}
@@ -29,7 +28,6 @@ def orthogonalization(
     model_id: str,
     vectors: Sequence[StoredVector],
     derived: DerivedModels,
-    store: VectorStore,
     clock: Callable[[], float] = time.time,
 ) -> Work:
     """vectors: DIRECTIONs of one layer each, checked. The result has `matrices_changed` and `logit_difference_max`."""
@@ -45,7 +43,7 @@ def orthogonalization(
         except OSError as error:
             raise JobError("the model's file can no longer be read", code="weights_gone") from error
     worst = 0.0
-    for done, difference in logit_differences(base, model, vectors=vectors, store=store):
+    for done, difference in logit_differences(base, model, vectors=vectors):
         worst = max(worst, difference)
         yield _MAKING + (1 - _MAKING) * done
     if not worst <= LOGIT_DIFFERENCE_MAX[base.model.dtype]:

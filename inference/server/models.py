@@ -40,7 +40,7 @@ async def orthogonalize(request: web.Request) -> web.Response:
     vectors = [_direction(service, vector_id, f"vectors[{i}]") for i, vector_id in enumerate(body.vectors)]
     if len(set(body.vectors)) != len(vectors):
         raise bad_request("a vector stands twice", param="vectors")
-    work = orthogonalization(model_id=body.model, vectors=vectors, derived=service.derived, store=service.store)
+    work = orthogonalization(model_id=body.model, vectors=vectors, derived=service.derived)
     return await start_job(service, kind=JobKind.ORTHOGONALIZE, job_id=body.job_id, work=work)
 
 
