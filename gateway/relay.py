@@ -33,7 +33,8 @@ from gateway.session import BudgetGone, Session, closing_bits, whole_bits_max
 from gateway.settle import Settler
 from gateway.tick import Tick
 from gateway.wire.dialect import Call, Identity
-from gateway.wire.errors import outcome_of_status, refusal_of, rejection_index
+from gateway.wire.errors import outcome_of_status, refusal_of
+from gateway.wire.rejections import REJECTIONS, code_index
 from policy.budget import Account, Hold
 from policy.canonical import Answer, Malformed
 from policy.codelength import BITS_PER_BYTE, choice_bits
@@ -355,7 +356,7 @@ class Relay:
         outcome = outcome_of_status(response.status, stateful=session.call.stateful)
         if outcome is Outcome.UPSTREAM_ERROR:
             self._failed(session, f"status_{response.status // 100}xx")
-        numbers = (rejection_index(code),) if outcome is Outcome.REJECTED else None
+        numbers = (code_index(REJECTIONS, code),) if outcome is Outcome.REJECTED else None
         session.answer.end(outcome, numbers=numbers)
 
     def _close(self, session: Session) -> None:

@@ -34,12 +34,14 @@ class Fixed:
     signed: bool = False
 
     def pack(self, value: Any) -> Iterator[int]:
-        """See `Layout.pack`. Rounds half to even; -0.0 is 0."""
+        """See `Layout.pack`. Rounds half to even; -0.0 is 0, and so is a divergence that rounding made less than nothing."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Malformed("a statistic is not a number")
-        if not abs(value) <= self.most or (value < 0 and not self.signed):  # no comparison holds for NaN
+        if not abs(value) <= 2 * self.most:  # no comparison holds for NaN
             raise Malformed("a statistic is out of range")
         steps = round(value * self.per_unit)
+        if abs(steps) > self.most * self.per_unit or (steps < 0 and not self.signed):
+            raise Malformed("a statistic is out of range")
         yield zigzag(steps) if self.signed else steps
 
     def unpack(self, numbers: Iterator[int]) -> float:

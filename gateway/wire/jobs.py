@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.dialect import Call, Identity, ModelRules
-from gateway.wire.errors import REJECTIONS, error_event, refusal_of, rejection_index
+from gateway.wire.errors import error_event, refusal_of
 from gateway.wire.handles import model_mark, upstream_handle
+from gateway.wire.rejections import JOB_FAULTS, code_index
 from gateway.wire.results import JOB_KINDS, RESULTS, JobKind
 from gateway.wire.sse import EventParser
 from policy.canonical import Event, Finish, Malformed, Numbers, Reached
@@ -199,7 +200,7 @@ def job_numbers(job: _Job, kind: JobKind) -> tuple[int, ...]:
     if job.status == "succeeded":
         numbers += RESULTS[kind].pack(job.result)
     if job.status == "failed":
-        numbers.append(rejection_index(job.error.code) if job.error is not None else 0)
+        numbers.append(code_index(JOB_FAULTS, job.error.code if job.error is not None else None))
     return tuple(numbers)
 
 
@@ -210,7 +211,7 @@ def job_body(numbers: tuple[int, ...], job: JobId) -> bytes:
     if status == SUCCEEDED:
         body["result"] = RESULTS[job.kind].unpack(iter(rest))
     if status == FAILED:
-        code, message = REJECTIONS[rest[0]] if rest[0] else ("job_failed", "The job failed.")
+        code, message = JOB_FAULTS[rest[0]]
         body["error"] = {"code": code, "message": message}
     return msgspec.json.encode(body)
 

@@ -1,4 +1,4 @@
-"""What each kind of job may answer with: the layouts of its numbers. The meaning of the fields: docs/steering.md."""
+"""What each kind of job may answer with: the layouts of its numbers. What the fields mean: docs/api.md."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ RESULTS: Mapping[JobKind, Record] = MappingProxyType(
                     propensity=Maybe(_SIGNED),
                     relative_dose=_DOSE,
                 ),
-                most=SCALES_TRIED_MAX + 1,  # and the plain model
+                most=SCALES_TRIED_MAX,
             ),
             sign_symmetry=Maybe(_SIGNED),
             steerability=Maybe(_record(mean=_SIGNED, sd=_SIGNED, share_negative=_SHARE)),

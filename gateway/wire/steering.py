@@ -19,6 +19,8 @@ from gateway.wire.steering_spec import Layer, Layers, Place, Scale, Steering, co
 from policy.limits import (
     CONTRAST_TEXT_CHARS_MAX,
     CONTRAST_TEXTS_MAX,
+    FIRST_WORDS_MAX,
+    JOB_ANSWER_TOKENS_MAX,
     JOB_PROMPTS_MAX,
     ORTHOGONAL_VECTORS_MAX,
     SCALES_TRIED_MAX,
@@ -35,28 +37,34 @@ ORTHOGONALIZE_PATH = "/v1/steering/orthogonalize"
 Text = Annotated[str, Meta(min_length=1, max_length=CONTRAST_TEXT_CHARS_MAX)]
 Texts = Annotated[list[Text], Meta(min_length=1, max_length=CONTRAST_TEXTS_MAX)]
 Prompts = Annotated[list[Text], Meta(min_length=1, max_length=JOB_PROMPTS_MAX)]
-Dataset = Literal["sentiment", "formality", "language", "harmful_harmless"]
+Words = Annotated[list[Text], Meta(min_length=1, max_length=FIRST_WORDS_MAX)]
+Labels = Annotated[list[bool], Meta(min_length=1, max_length=CONTRAST_TEXTS_MAX)]
+Dataset = Literal["formality", "harmfulness", "language", "sentiment"]
 Method = Literal[
-    "mean_difference", "pca", "pca_centred", "logistic", "lat", "actadd", "refusal", "ccs", "leace", "erase_mean"
+    "mean_difference", "pca", "pca_centred", "logistic", "lat", "actadd", "ccs", "leace", "erase_mean", "refusal"
 ]
-Token = Literal["last", "mean", "post_instruction"] | Place
+Token = Literal["last", "mean", "post_instruction", "all"] | Place
 Metric = Literal["refusal", "kl", "cross_entropy", "propensity"]
-
 Small = Annotated[int, Meta(ge=1, le=1000)]
-Positive = Annotated[float, Meta(gt=0, le=1e6)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Nats = Annotated[float, Meta(gt=0, le=1e6)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+AnswerTokens = Annotated[int, Meta(ge=1, le=JOB_ANSWER_TOKENS_MAX)]
 
 
 class MethodParams(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What single methods may be told. Which of them takes which is the model server's to say."""
 
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    restarts: Small | None = None
+    c: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    seed: Seed | None = None
     rounds: Small | None = None
+    restarts: Small | None = None
     penalty: Annotated[float, Meta(ge=0, le=1e6)] | None = None
-    c: Positive | None = None
+    labels: Labels | None = None
     induce_min: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
-    kl_nats_max: Positive | None = None
-    depth_max: Annotated[float, Meta(gt=0, le=1)] | None = None
+    kl_nats_max: Nats | None = None
+    depth_max: Share | None = None
+    first_words: Words | None = None
 
 
 class Job(Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -69,13 +77,12 @@ class Job(Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True)
 
 
 class Contrast(Job, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """A job on two sides of texts: the client's, or those of a data set that ships with the model server."""
+    """A job on two sides of texts: the client's, or those of a data set that comes with the model server."""
 
     positive: Texts | None = None
     negative: Texts | None = None
     dataset: Dataset | None = None
     chat: bool = False
-    params: MethodParams | None = None
 
 
 class ExtractRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -85,7 +92,8 @@ class ExtractRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, k
     method: Method = "mean_difference"
     layer: Layer | None = None
     layers: Layers | Literal["all"] | None = None
-    token: Token = "last"  # noqa: S105  of the text, not of a session
+    token: Token | None = None
+    params: MethodParams | None = None
 
 
 class SelectRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -95,7 +103,8 @@ class SelectRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw
     method: Method = "mean_difference"
     layers: Layers | Literal["all"] | None = None
     tokens: Annotated[list[Token], Meta(min_length=1, max_length=SELECT_TOKENS_MAX)] | None = None
-    by: Literal["d_prime", "refusal"] = "d_prime"
+    by: Literal["d_prime", "refusal"] | None = None
+    params: MethodParams | None = None
 
 
 class CalibrateRequest(Job, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -104,8 +113,11 @@ class CalibrateRequest(Job, forbid_unknown_fields=True, omit_defaults=True, kw_o
     steering: Steering
     prompts: Prompts | None = None
     dataset: Dataset | None = None
-    target_kl_nats: Annotated[float, Meta(gt=0, le=100)] = 1.0
-    quantile: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    chat: bool = False
+    answer_tokens: AnswerTokens | None = None
+    target_kl_nats: Nats | None = None
+    quantile: Annotated[float, Meta(ge=0, le=1)] | None = None
+    tolerance: Annotated[float, Meta(ge=0.001, le=0.5)] | None = None
 
 
 class EvaluateRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -113,8 +125,14 @@ class EvaluateRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, 
 
     steering: Steering
     scales: Annotated[list[Scale], Meta(min_length=1, max_length=SCALES_TRIED_MAX)]
-    prompts: Prompts | None = None
     metrics: Annotated[list[Metric], Meta(min_length=1, max_length=4)] | None = None
+    prompts: Prompts | None = None
+    side: Literal["positive", "negative", "both"] | None = None
+    paired: bool | None = None
+    answer_prefix: Annotated[str, Meta(max_length=CONTRAST_TEXT_CHARS_MAX)] | None = None
+    answer_tokens: AnswerTokens | None = None
+    rope_nats: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    seed: Seed | None = None
 
 
 class OrthogonalizeRequest(Job, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -171,47 +189,25 @@ def parse_orthogonalize(body: bytes) -> OrthogonalizeRequest | Refused:
 
 def extract_call(request: ExtractRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
     """Start an extraction. All ids, the vector's and the job's, are chosen on this side of the backend."""
-    fields = {
-        "id": upstream_handle(tenant, request.id),
-        "method": request.method,
-        "token": request.token,
-        **_given(layer=request.layer, layers=request.layers),
-        **_contrast(request),
-    }
+    fields = _fields(request) | {"id": upstream_handle(tenant, request.id)}
     return _start("extract", EXTRACT_PATH, fields, rules, identity, tenant)
 
 
 def select_call(request: SelectRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
     """Start a selection among candidates."""
-    fields = {
-        "id": upstream_handle(tenant, request.id),
-        "method": request.method,
-        "by": request.by,
-        **_given(layers=request.layers, tokens=request.tokens),
-        **_contrast(request),
-    }
+    fields = _fields(request) | {"id": upstream_handle(tenant, request.id)}
     return _start("select", SELECT_PATH, fields, rules, identity, tenant)
 
 
 def calibrate_call(request: CalibrateRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
     """Start a search for the scale at which the steered model differs from the plain one as much as wanted."""
-    fields = {
-        "steering": in_space(request.steering, tenant=tenant),
-        "target_kl_nats": request.target_kl_nats,
-        "quantile": request.quantile,
-        **_given(prompts=request.prompts, dataset=request.dataset),
-    }
+    fields = _fields(request) | {"steering": in_space(request.steering, tenant=tenant)}
     return _start("calibrate", CALIBRATE_PATH, fields, rules, identity, tenant)
 
 
 def evaluate_call(request: EvaluateRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
     """Start an evaluation."""
-    fields = {
-        "steering": in_space(request.steering, tenant=tenant),
-        "scales": request.scales,
-        **_given(prompts=request.prompts, metrics=request.metrics),
-        **_contrast(request),
-    }
+    fields = _fields(request) | {"steering": in_space(request.steering, tenant=tenant)}
     return _start("evaluate", EVALUATE_PATH, fields, rules, identity, tenant)
 
 
@@ -232,18 +228,17 @@ def _start(
     return job_answer(job, rules, method="POST", path=path, body=body, status=202)
 
 
-def _contrast(request: Contrast) -> dict[str, Any]:
-    return {
-        "chat": request.chat,
-        **_given(positive=request.positive, negative=request.negative, dataset=request.dataset, params=request.params),
-    }
+# What names a thing at the backend, or the backend itself: never copied, always put there by the gateway.
+_NAMING = frozenset({"model", "id", "vectors", "steering"})
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _fields(request: Job) -> dict[str, Any]:
+    """Texts, numbers and words of closed lists as they were given. What was left out is the model server's to choose."""
+    fields = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _NAMING}
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _texts(request: Contrast) -> Refused | None:
+def _texts(request: ExtractRequest | SelectRequest) -> Refused | None:
     """Both sides of one's own, or a data set."""
     own = (request.positive is not None, request.negative is not None)
     if own != (request.dataset is None,) * 2:

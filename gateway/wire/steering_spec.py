@@ -124,7 +124,7 @@ class Use(Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
 
     id: Handle
     op: Op = "add"
-    scale: Scale = 1.0
+    scale: Scale | None = None
     layers: Layers | Literal["all"] | None = None
     point: Point | None = None
     apply: Apply | None = None
@@ -186,7 +186,9 @@ def fingerprint_of(spec: dict[str, Any] | None, *, derived: str | None = None) -
 
 
 def _use(use: Use, tenant: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {"id": upstream_handle(tenant, use.id), "op": use.op, "scale": use.scale}
+    fields: dict[str, Any] = {"id": upstream_handle(tenant, use.id), "op": use.op}
+    if use.scale is not None:
+        fields["scale"] = use.scale
     if use.layers is not None:
         fields["layers"] = use.layers
     if use.point is not None:

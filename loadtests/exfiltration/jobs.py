@@ -25,13 +25,13 @@ from loadtests.exfiltration.client import Exit, exchange
 from loadtests.exfiltration.response import Response
 
 EXTRACT = {"model": "target", "id": "v", "layer": 3, "positive": ["good"], "negative": ["bad"]}
-SELECT = {"model": "target", "id": "v", "dataset": "harmful_harmless"}
+SELECT = {"model": "target", "id": "v", "dataset": "harmfulness"}
 STATISTIC_BITS = 26  # 10**6 in steps of 0.01
 STATISTICS = ("norm", "residual_norm", "mean_pairwise_cosine", "d_prime")
 ROWS = 8
 SCORES = ("score", "bypass", "induce")
 SCORE_BITS = 29  # 10**6 in steps of 0.001
-FAULTS = ("unknown_vector", "bad_layer", "wrong_model", "interrupted")
+FAULTS = ("interrupted", "degenerate", "unreachable", "not_finite")
 LOW_BITS = 20
 RESPONSES = 96  # one after the other, a tick each
 STREAMS = 48  # likewise, each of which takes a third of a second

@@ -91,6 +91,11 @@ def test_a_number_survives_to_within_half_a_step(value):
     assert abs(shown(HUNDREDTHS, packed(HUNDREDTHS, value)) - value) <= 0.005 + 1e-9
 
 
+def test_what_rounds_into_range_is_in_range():
+    assert packed(Fixed(most=1, per_unit=1000), -1e-9) == (0,)
+    assert packed(Fixed(most=1, per_unit=1000), 1 + 1e-9) == (1000,)
+
+
 def test_minus_zero_is_zero():
     assert packed(HUNDREDTHS, -0.0) == packed(HUNDREDTHS, 0) == packed(HUNDREDTHS, -0.001) == (0,)
     assert str(shown(HUNDREDTHS, (0,))) == "0.0"
@@ -114,8 +119,10 @@ def test_zigzag_is_a_numbering_of_all_integers(number):
         (HUNDREDTHS, "1"),
         (HUNDREDTHS, None),
         (HUNDREDTHS, [1]),
-        (Fixed(most=1), -0.5),
-        (Fixed(most=1), 1.5),
+        (Fixed(most=1), -0.6),
+        (Fixed(most=1), 1.6),
+        (Fixed(most=1, per_unit=1000), -0.001),
+        (Fixed(most=1, per_unit=1000), 1.001),
         (Count(most=100), 1.5),
         (Count(most=100), 101),
         (Count(most=100), -1),

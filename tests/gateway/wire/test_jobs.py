@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.wire.dialect import Identity, ModelRules
-from gateway.wire.errors import REJECTIONS
 from gateway.wire.handles import model_mark
 from gateway.wire.jobs import (
     STATUSES,
@@ -23,6 +22,7 @@ from gateway.wire.jobs import (
     job_id_of,
     new_job_id,
 )
+from gateway.wire.rejections import JOB_FAULTS
 from gateway.wire.results import JOB_KINDS, RESULTS
 from policy.canonical import Finish, Malformed, Numbers, Reached
 from policy.codelength import numbers_bits
@@ -237,7 +237,7 @@ def test_a_job_without_a_result_says_a_word_and_its_progress_in_percent(status):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        ({"code": "unknown_vector", "message": "secret"}, "unknown_vector"),
+        ({"code": "degenerate", "message": "secret"}, "degenerate"),
         ({"code": "covert", "message": "secret"}, "job_failed"),
         ({"code": ["x"]}, "job_failed"),
         (None, "job_failed"),
@@ -251,7 +251,7 @@ def test_why_a_job_failed_is_one_of_a_closed_list(error, code):
 
 
 def test_every_reason_for_a_failure_comes_through():
-    for code, message in REJECTIONS[1:]:
+    for code, message in JOB_FAULTS[1:]:
         shown = json.loads(rendered(decode({"status": "failed", "error": {"code": code}})))
         assert shown["error"] == {"code": code, "message": message}
 

@@ -2,11 +2,18 @@
 
 import json
 
+import msgspec
 import pytest
 
+from gateway.wire import steering
 from gateway.wire.dialect import Identity, ModelRules
 from gateway.wire.handles import model_mark, upstream_handle
 from gateway.wire.steering import (
+    CalibrateRequest,
+    EvaluateRequest,
+    ExtractRequest,
+    OrthogonalizeRequest,
+    SelectRequest,
     calibrate_call,
     evaluate_call,
     extract_call,
@@ -18,6 +25,7 @@ from gateway.wire.steering import (
     parse_select,
     select_call,
 )
+from gateway.wire.steering_spec import Steering
 from policy.refusal import Reason, Refused
 
 RULES = ModelRules(name="m", usage=True, token_ids=False, tokens_max=4096, tokens_default=512)
@@ -28,13 +36,12 @@ MOVED = {
         {
             "id": upstream_handle("acme", "calm"),
             "op": "ablate",
-            "scale": 1.0,
             "params": {"also": [upstream_handle("acme", "rude")]},
         }
     ]
 }
 EXTRACT = {"model": "m", "id": "calm", "positive": ["a", "b"], "negative": ["c", "d"], "layer": 3}
-SELECT = {"model": "m", "id": "calm", "dataset": "harmful_harmless", "tokens": [-1, -2, "mean"], "by": "refusal"}
+SELECT = {"model": "m", "id": "calm", "dataset": "harmfulness", "tokens": [-1, -2, "mean"], "by": "refusal"}
 CALIBRATE = {"model": "m", "steering": SPEC, "prompts": ["x", "y"]}
 EVALUATE = {"model": "m", "steering": SPEC, "scales": [-1, 0, 1.5], "dataset": "sentiment", "metrics": ["kl"]}
 ORTHOGONALIZE = {"model": "m", "id": "free", "vectors": ["calm", "rude"]}
@@ -52,18 +59,17 @@ SENT = {
         "positive": ["a", "b"],
         "negative": ["c", "d"],
         "layer": 3,
-        "token": "last",
         "chat": False,
     },
     "select": {
         "id": upstream_handle("acme", "calm"),
         "method": "mean_difference",
-        "dataset": "harmful_harmless",
+        "dataset": "harmfulness",
         "tokens": [-1, -2, "mean"],
         "by": "refusal",
         "chat": False,
     },
-    "calibrate": {"steering": MOVED, "prompts": ["x", "y"], "target_kl_nats": 1.0, "quantile": 0.95},
+    "calibrate": {"steering": MOVED, "prompts": ["x", "y"], "chat": False},
     "evaluate": {
         "steering": MOVED,
         "scales": [-1.0, 0.0, 1.5],
@@ -125,13 +131,15 @@ def test_only_tenants_that_may_steer_may_start_a_job(kind):
         ("calibrate", {"steering": {"vectors": [{"id": "x", "op": "replace"}]}}, Reason.INVALID_REQUEST),
         ("calibrate", {"steering": SPEC | {"model": "free"}}, Reason.INVALID_REQUEST),
         ("calibrate", {"prompts": None}, Reason.INVALID_REQUEST),
-        ("calibrate", {"prompts": ["x"] * 513}, Reason.INVALID_REQUEST),
+        ("calibrate", {"prompts": ["x"] * 257}, Reason.INVALID_REQUEST),
         ("calibrate", {"quantile": 1.5}, Reason.INVALID_REQUEST),
         ("evaluate", {"scales": []}, Reason.INVALID_REQUEST),
-        ("evaluate", {"scales": [0] * 65}, Reason.INVALID_REQUEST),
+        ("evaluate", {"scales": [0] * 34}, Reason.INVALID_REQUEST),
         ("evaluate", {"scales": [1e9]}, Reason.INVALID_REQUEST),
         ("evaluate", {"metrics": ["activations"]}, Reason.INVALID_REQUEST),
         ("evaluate", {"return": "activations"}, Reason.UNSUPPORTED_FIELD),
+        ("evaluate", {"side": "left"}, Reason.INVALID_REQUEST),
+        ("evaluate", {"answer_tokens": 257}, Reason.INVALID_REQUEST),
         ("orthogonalize", {"vectors": []}, Reason.INVALID_REQUEST),
         ("orthogonalize", {"vectors": ["A"]}, Reason.INVALID_REQUEST),
         ("orthogonalize", {"export": True}, Reason.UNSUPPORTED_FIELD),
@@ -142,6 +150,37 @@ def test_what_is_out_of_bounds_or_on_no_list_is_refused(kind, changes, reason):
     refused = parse(json.dumps(body | changes).encode())
     assert isinstance(refused, Refused)
     assert refused.reason is reason
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_nothing_that_was_not_given_is_sent_and_all_that_was_given_is(kind):
+    """Every field of every request, at once: what is on the list reaches the backend, and names only in the tenant's space."""
+    parse, call, body = STARTS[kind]
+    more = {
+        "extract": {"token": -2, "chat": True, "params": {"c": 0.5, "labels": [True, False], "first_words": ["I"]}},
+        "select": {"layers": "all", "chat": True, "params": {"seed": 1, "kl_nats_max": 0.2, "depth_max": 0.5}},
+        "calibrate": {"chat": True, "answer_tokens": 8, "target_kl_nats": 2.0, "quantile": 0.5, "tolerance": 0.1},
+        "evaluate": {
+            "side": "positive",
+            "paired": True,
+            "answer_prefix": " ",
+            "answer_tokens": 8,
+            "rope_nats": 0.5,
+            "seed": 3,
+        },
+        "orthogonalize": {},
+    }[kind]
+    sent = json.loads(call(parse(json.dumps(body | more).encode()), RULES, IDENTITY, tenant="acme").upstream_body)
+    assert {name: sent[name] for name in more} == more
+    assert sent.keys() == SENT[kind].keys() | more.keys() | {"job_id"}
+
+
+def test_every_field_that_can_hold_a_handle_is_moved_and_never_copied():
+    """All other fields are sent as they were given, so a new one with a handle in it must be put among those that are not."""
+    kinds = (ExtractRequest, SelectRequest, CalibrateRequest, EvaluateRequest, OrthogonalizeRequest)
+    fields = [field for kind in kinds for field in msgspec.structs.fields(kind)]
+    naming = {field.name for field in fields if "[a-z0-9][a-z0-9._-]" in str(field.type) or field.type is Steering}
+    assert naming == {"id", "vectors", "steering"} == steering._NAMING - {"model"}
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b'{"model": ', b'{"layer": NaN}'])
