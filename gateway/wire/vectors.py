@@ -68,14 +68,17 @@ class CombineRequest(Request, forbid_unknown_fields=True, omit_defaults=True, kw
         return True
 
 
-class _Named(Struct):
-    id: str
+class _Vector(Struct, kw_only=True):
     kind: Any = None
     layers: Any = None
 
     @property
     def fields(self) -> dict[str, Any]:
         return {"kind": self.kind, "layers": self.layers}
+
+
+class _Named(_Vector, kw_only=True):
+    id: str
 
 
 class _List(Struct):
@@ -85,7 +88,7 @@ class _List(Struct):
 _REQUEST = msgspec.json.Decoder(CombineRequest)
 _UNLISTED = Unlisted(reasons={}, harmless={}, dropped=frozenset())
 _LIST = msgspec.json.Decoder(_List)
-_ONE = msgspec.json.Decoder(_Named)
+_ONE = msgspec.json.Decoder(_Vector)
 
 
 def parse_combine(body: bytes) -> CombineRequest | Refused:
@@ -181,7 +184,7 @@ class VectorDecoder(_Collector):
 
     def eof(self) -> Iterator[Event]:
         """Raises `Malformed`."""
-        one: _Named = _decoded(_ONE, self.body)
+        one: _Vector = _decoded(_ONE, self.body)
         return iter((Numbers(tuple(_VECTOR.pack(one.fields))), Finish(Outcome.STOP)))
 
 
