@@ -130,7 +130,7 @@ def mood(real: Gateway) -> dict[str, Any]:
     started = extract(real, "mood")
     assert started.status == 202
     job = started.json["id"]
-    assert started.json == {"id": job, "object": "job", "status": "queued", "progress": 0.0}
+    assert started.json == {"id": job, "object": "job", "kind": "extract", "status": "queued", "progress": 0.0}
 
     def over() -> dict[str, Any] | None:
         answer = real.get(f"/v1/jobs/{job}")
@@ -222,15 +222,17 @@ def test_the_model_calls_a_declared_tool(real: Gateway, streamed: bool) -> None:
 
 
 def test_an_extraction_reports_rounded_statistics_and_no_vector(mood: dict[str, Any]) -> None:
-    assert mood.keys() == {"id", "object", "status", "progress", "result"}
+    assert mood.keys() == {"id", "object", "kind", "status", "progress", "result"}
     assert (mood["status"], mood["progress"]) == ("succeeded", 1.0)
-    result = mood["result"]
-    assert result.keys() == {"layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
-    assert result["layer"] == LAYER
-    assert 0 < result["norm"] < result["residual_norm"]
-    assert result["mean_pairwise_cosine"] > 0.2
-    assert result["d_prime"] > 3
-    assert all(round(value, 2) == value for value in result.values())
+    assert mood["result"].keys() == {"layers", "selected_layer", "position"}
+    assert mood["result"]["selected_layer"] == LAYER
+    (found,) = mood["result"]["layers"]
+    assert found.keys() == {"layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
+    assert found["layer"] == LAYER
+    assert 0 < found["norm"] < found["residual_norm"]
+    assert found["mean_pairwise_cosine"] > 0.2
+    assert found["d_prime"] > 3
+    assert all(round(value, 2) == value for value in found.values())
 
 
 def test_a_vector_moves_the_mood_of_answers_both_ways(real: Gateway, mood: dict[str, Any]) -> None:
