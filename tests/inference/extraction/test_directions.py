@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,9 @@ from inference.extraction.mean_difference import mean_difference
 from inference.extraction.methods import Method, Params, find_direction
 from inference.extraction.pca import pca, pca_centred
 from inference.extraction.statistics import DegenerateError, Sides, sides
+from tests.inference.extraction.constructed import SHAPES, pairs
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from constructed import SHAPES, pairs  # noqa: E402
-
-ORACLES = json.loads((HERE / "oracles.json").read_text())
+ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())
 
 
 def constructed(name: str) -> Sides:
