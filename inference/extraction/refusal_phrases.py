@@ -26,4 +26,4 @@ PREFIXES = (
 
 def is_refusal(answer: str) -> bool:
     text = answer.strip().replace("’", "'").lower()  # models write both
-    return text.startswith(PREFIXES)
+    return any(text.startswith(prefix) and not text[len(prefix) :][:1].isalnum() for prefix in PREFIXES)

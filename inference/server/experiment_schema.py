@@ -60,7 +60,13 @@ class Contrast(Strict, frozen=True, kw_only=True):
     job_id: Identifier | None = None
 
 
-class ExtractRequest(Contrast, frozen=True, kw_only=True):
+class Learning(Contrast, frozen=True, kw_only=True):
+    """`paired`: own texts are pairs, as many on both sides; otherwise two crowds. A dataset says so itself."""
+
+    paired: bool = True
+
+
+class ExtractRequest(Learning, frozen=True, kw_only=True):
     id: Identifier
     method: Method
     layer: int | None = None
@@ -69,7 +75,7 @@ class ExtractRequest(Contrast, frozen=True, kw_only=True):
     params: MethodParams | None = None
 
 
-class SelectRequest(Contrast, frozen=True, kw_only=True):
+class SelectRequest(Learning, frozen=True, kw_only=True):
     id: Identifier
     method: Method = Method.MEAN_DIFFERENCE
     layers: Layers = "all"

@@ -70,7 +70,7 @@ def _extract_work(body: ExtractRequest, service: Service) -> Work:
     if body.method is Method.REFUSAL:
         tokens: list[Token] = ["post_instruction" if body.token is None else body.token]
         return _selection_work(body, layers, tokens, By.REFUSAL, Method.MEAN_DIFFERENCE, service, place_param="token")
-    texts = contrast_texts(body)
+    texts = contrast_texts(body, paired=body.paired)
     at = _positions("last" if body.token is None else body.token, body, loaded, param="token")
     if body.token == "all" and body.method not in ERASERS:  # noqa: S105 - a position, no password
         raise bad_request("only erasers are fitted to all tokens", param="token")
@@ -117,7 +117,8 @@ def _selection_work(
     place_param: str,
 ) -> Work:
     loaded = service.loaded
-    texts = contrast_texts(body)
+    # Instructions that are refused and instructions that are not have no partners.
+    texts = contrast_texts(body, paired=body.paired and by is not By.REFUSAL)
     if len(set(tokens)) != len(tokens) or "all" in tokens:
         raise bad_request("tokens must be distinct places of a text", param=place_param)
     places = tuple(_positions(token, body, loaded, param=place_param, each=True) for token in tokens)
@@ -205,10 +206,7 @@ def _check_samples(
 ) -> None:
     param = "dataset" if body.dataset is not None else "negative"
     if method in PAIRED and not found.is_paired:
-        counts = f"{len(found.positive)} positive, {len(found.negative)} negative"
-        raise bad_request(
-            f"{method.value} compares pairs: as many texts on both sides are needed, not {counts}", param=param
-        )
+        raise bad_request(f"{method.value} compares pairs, and these texts are none", param=param, code="not_paired")
     if method in (Method.PCA_CENTRED, Method.CCS) and len(found.positive) < 2:
         raise bad_request(f"{method.value} needs at least two pairs", param=param, code="not_enough_texts")
     shortest = min(map(len, found.texts))

@@ -14,7 +14,7 @@ from inference.lab import TokenIds
 from inference.limits import TEXT_BYTES_MAX
 from inference.loading import LoadedModel
 from inference.server.errors import bad_request
-from inference.server.experiment_schema import Contrast
+from inference.server.experiment_schema import Learning
 
 _HELD_OUT_EVERY = 4
 """Of one's own texts, every fourth is held out where a job needs texts that nothing was fitted to."""
@@ -42,8 +42,8 @@ class ContrastTexts:
     digest_sha256: str
 
 
-def contrast_texts(body: Contrast) -> ContrastTexts:
-    """The two sides that a request names. Own texts are pairs if the sides are as long as each other."""
+def contrast_texts(body: Learning, *, paired: bool) -> ContrastTexts:
+    """The two sides that a request names; own texts are pairs if `paired`."""
     if body.dataset is not None:
         if body.positive is not None or body.negative is not None:
             raise bad_request("give texts or a dataset, not both", param="dataset")
@@ -52,14 +52,19 @@ def contrast_texts(body: Contrast) -> ContrastTexts:
         missing = "positive" if body.positive is None else "negative"
         raise bad_request("give both sides of texts, or a dataset", param=missing)
     positive, negative = tuple(body.positive), tuple(body.negative)
-    is_paired = len(positive) == len(negative)
+    if paired and len(positive) != len(negative):
+        counts = f"{len(positive)} positive, {len(negative)} negative"
+        message = (
+            f"as many positive as negative texts are needed, not {counts}; texts that are no pairs need paired false"
+        )
+        raise bad_request(message, param="negative")
     parts = []
     for wanted in (None, False, True):
         chosen = tuple(
             tuple(text for i, text in enumerate(side) if wanted is None or _is_held_out(i) is wanted)
             for side in (positive, negative)
         )
-        parts.append(Part(positive=chosen[0], negative=chosen[1], is_paired=is_paired, params=("positive", "negative")))
+        parts.append(Part(positive=chosen[0], negative=chosen[1], is_paired=paired, params=("positive", "negative")))
     document = json.dumps([positive, negative], ensure_ascii=False, separators=(",", ":"))
     return ContrastTexts(
         everything=parts[0],
