@@ -320,7 +320,7 @@ class Relay:
         async with upstream.request(
             method=call.upstream_method, path=call.upstream_path, body=call.upstream_body, stream=call.stream
         ) as response:
-            if response.status not in (200, call.status):
+            if response.status not in (200, 202, call.status):
                 await self._rejected(session, response)
             else:
                 await self._read(session, response)
