@@ -145,7 +145,8 @@ class _Attention:
         self._rotate(heads[:, : n_heads + n_kv])
         queries = heads[:, :n_heads].split_with_sizes([*self._counts, self._padding])
         kept = heads[:, n_heads:].transpose(0, 1).split_with_sizes([*self._counts, self._padding], dim=1)
-        torch._foreach_copy_(self._new[layer], kept[:-1])  # noqa: SLF001 - one call instead of one for every span
+        # One call instead of one for every span.
+        torch._foreach_copy_(self._new[layer], kept[:-1])
         mixed = [view.attend(layer, own) for view, own in zip(self._spans, queries, strict=False)]
         if self._padding:
             # Rows beyond the spans: nobody reads them, but they must not hold NaN from stale memory.
