@@ -16,9 +16,10 @@ from inference.request import EndReason, EngineRequest, Refused, RefusedReason
 from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
 from inference.server.errors import ApiError, bad_request
 from inference.server.schema import ChatRequest, CompletionRequest, template_message, without_none
+from inference.steering.applied import Applied
+from inference.steering.program import CompiledSteering
 from inference.steering.spec import SpecError, compile_spec
 from inference.steering.store import VectorStore
-from inference.steering.table import Applied, CompiledSteering
 from inference.tools import ToolChoice, declared
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inference.answer import LastPiece, Piece
-from inference.steering.table import Applied
+from inference.steering.applied import Applied
 
 Document = dict[str, Any]
 
@@ -112,8 +112,8 @@ def steering_document(fingerprint: str, applied: Applied) -> Document:
     return {
         "fingerprint": fingerprint,
         "applied": {
-            "prompt_tokens": max(applied.prompt_tokens.values(), default=0),
-            "generated_tokens": max(applied.generated_tokens.values(), default=0),
+            "prompt_tokens": applied.prompt_tokens,
+            "generated_tokens": applied.generated_tokens,
             "layers": applied.layers(),
         },
         "relative_dose": applied.relative_dose(),

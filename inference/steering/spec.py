@@ -11,8 +11,11 @@ import torch
 
 from inference.config import ModelConfig
 from inference.limits import SCALE_ABS_MAX, SPEC_VECTORS_MAX
+from inference.steering.kernels import Add
+from inference.steering.points import Point, Site
+from inference.steering.program import CompiledSteering, Conflict, Step, Use
+from inference.steering.selectors import Selection
 from inference.steering.store import VectorStore
-from inference.steering.table import CompiledSteering
 
 
 class VectorUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,10 +66,22 @@ def compile_spec(spec: SteeringSpec, *, store: VectorStore, config: ModelConfig,
             delta = stored.values.double() * use.scale
             deltas[layer] = deltas[layer] + delta if layer in deltas else delta
     canonical = json.dumps({"model": model_digest, "vectors": identity}, separators=(",", ":"))
+    vectors = {layer: delta.float() for layer, delta in sorted(deltas.items())}
     return CompiledSteering(
         fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
+        model_digest=model_digest,
+        conflict=Conflict.SEQUENTIAL,
+        gates=(),
+        selections=(Selection(),),
+        uses=tuple(Use(identity=json.dumps(use), selection=0, gate=None) for use in identity),
         # Vectors that cancel out exactly are the same as none: the plain model, bit for bit.
-        deltas={layer: delta.float() for layer, delta in sorted(deltas.items()) if bool(delta.float().any())},
+        steps={
+            Site(layer, Point.BLOCK_OUTPUT): (
+                Step(kernels=(Add(vectors=vector.unsqueeze(0)),), selection=0, gate=None),
+            )
+            for layer, vector in vectors.items()
+            if bool(vector.any())
+        },
     )
 
 

@@ -31,8 +31,9 @@ from inference.score.digest import digest, measure_document
 from inference.score.scorer import Scorer
 from inference.server.app import make_app
 from inference.server.service import Service
+from inference.steering.applied import Applied
+from inference.steering.program import CompiledSteering
 from inference.steering.store import VectorStore
-from inference.steering.table import Applied, CompiledSteering
 from inference.weights import open_source
 
 REPOSITORY = Path(__file__).parents[2]

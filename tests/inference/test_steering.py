@@ -10,9 +10,11 @@ from inference.extraction.jobs import JobTable
 from inference.extraction.mean_difference import DegenerateError, mean_difference
 from inference.loading import LoadedModel
 from inference.model import Span
+from inference.steering.applied import Applied
+from inference.steering.program import CompiledSteering
 from inference.steering.spec import SpecError, SteeringSpec, VectorUse, compile_spec
 from inference.steering.store import ExistsError, StoredVector, VectorStore
-from inference.steering.table import Applied, CompiledSteering, SteeredSpan, SteeringTable
+from inference.steering.table import SteeredSpan, SteeringTable
 
 QUESTIONS = [
     "How was your day?",
@@ -59,12 +61,13 @@ def decode_logits(loaded: LoadedModel, new_cache, steerings, applied=None) -> to
         caches.append(cache)
     applied = applied or [Applied() for _ in steerings]
     spans = [
-        SteeredSpan(count=1, is_prompt=False, steering=steering, applied=counts)
+        SteeredSpan(token_ids=(7,), start=3, prompt_tokens=3, steering=steering, applied=counts)
         for steering, counts in zip(steerings, applied, strict=True)
     ]
-    table = SteeringTable(spans, dtype=torch.float32, device=torch.device("cpu"))
+    table = SteeringTable(spans, device=torch.device("cpu"))
     ids = torch.tensor([7 + row for row in range(len(steerings))])
     logits = loaded.model.logits(ids, [Span(cache, 1) for cache in caches], steering=table or None)
+    table.finish_step()
     table.settle()
     return logits
 
@@ -111,13 +114,17 @@ def test_steering_adds_exactly_scale_times_vector_at_the_block_output(
     before = hidden.clone()
     spans = [
         SteeredSpan(
-            count=2, is_prompt=True, steering=compiled(VectorUse(id="v", op="add", scale=2.0)), applied=Applied()
+            token_ids=(1, 2),
+            start=0,
+            prompt_tokens=2,
+            steering=compiled(VectorUse(id="v", op="add", scale=2.0)),
+            applied=Applied(),
         ),
-        SteeredSpan(count=1, is_prompt=True, steering=None, applied=Applied()),
+        SteeredSpan(token_ids=(1,), start=0, prompt_tokens=1, steering=None, applied=None),
     ]
-    table = SteeringTable(spans, dtype=torch.float32, device=torch.device("cpu"))
-    for layer in (3, 4, 5):
-        table.apply(layer, hidden)
+    table = SteeringTable(spans, device=torch.device("cpu"))
+    assert table.at(3) is table.at(5) is None
+    table.at(4).block_output(hidden)
     assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.values)
     assert torch.equal(hidden[2], before[2])
 
@@ -130,8 +137,8 @@ def test_tokens_and_doses_are_counted_in_the_forward_pass(start, loaded: LoadedM
     run = start(prompt, max_tokens=6, steering=steering).wait()
     prompt_tokens = len(loaded.tokenizer.encode(prompt, add_special_tokens=True))
     # The last token sampled is never run through the model, so one fewer than generated is steered.
-    assert run.applied.prompt_tokens == {8: prompt_tokens, 20: prompt_tokens}
-    assert run.applied.generated_tokens == {8: 5, 20: 5}
+    assert (run.applied.prompt_tokens, run.applied.generated_tokens) == (prompt_tokens, 5)
+    assert [(t.prompt_tokens, t.generated_tokens) for t in run.applied.sites.values()] == [(prompt_tokens, 5)] * 2
     assert 0.001 < run.applied.relative_dose() < 2
     assert all(other.wait().applied.layers() == [] for other in others)
 
@@ -251,8 +258,8 @@ def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
             add_special_tokens=False,
         )
         steering = compiled(VectorUse(id="happy", op="add", scale=scale))
-        span = SteeredSpan(count=len(ids), is_prompt=True, steering=steering, applied=Applied())
-        table = SteeringTable([span], dtype=torch.float32, device=torch.device("cpu"))
+        span = SteeredSpan(token_ids=tuple(ids), start=0, prompt_tokens=len(ids), steering=steering, applied=Applied())
+        table = SteeringTable([span], device=torch.device("cpu"))
         logits = loaded.model.logits(torch.tensor(ids), [Span(new_cache(), len(ids))], steering=table or None)[0]
 
         def words(texts):
