@@ -9,6 +9,7 @@ LlamaForCausalLM and Qwen2ForCausalLM in the tests.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
@@ -39,13 +40,20 @@ class _Block:
     down: Linear
 
 
+_numbers = itertools.count()
+
+
 class Model:
-    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only."""
+    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only.
+
+    number: of this object and, in this process, of no other.
+    """
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, device
+        self.number = next(_numbers)
         self.forward_passes = 0
 
         def tensor(name: str) -> Tensor:
@@ -75,10 +83,10 @@ class Model:
         return self.head(hidden)[:tokens]
 
     @torch.inference_mode()
-    def hidden(self, token_ids: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Residual stream [tokens, d_model] behind the last block, for callers that want few logits at a time."""
+    def hidden(self, token_ids: Tensor, spans: Sequence[Span], *, steering: Hooks | None = None) -> Tensor:
+        """Residual stream [tokens, d_model] behind the last block, for callers that want few logits at a time, or none."""
         tokens = int(token_ids.shape[0])
-        return self._run(token_ids, spans, steering=None, n_layers=self.config.n_layers)[:tokens]
+        return self._run(token_ids, spans, steering=steering, n_layers=self.config.n_layers)[:tokens]
 
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
