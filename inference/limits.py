@@ -20,7 +20,7 @@ STOP_BYTES_MAX = 256
 COMPLETION_TOKENS_DEFAULT = 512
 """Used when a request names no maximum; the reservation of KV memory follows it, so it is not the whole context."""
 
-PREFILL_CHUNK_TOKENS = 256
+PREFILL_CHUNK_TOKENS = 128
 """Prompts run in pieces of this many tokens, cut at fixed places: a long prompt delays others a piece at a time."""
 
 PREFILL_STEP_TOKENS_MAX = 512
