@@ -174,7 +174,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     from inference.config import UnsupportedModelError
     from inference.engine import Engine
-    from inference.extraction.jobs import JobTable
+    from inference.jobs.table import JobTable
     from inference.loading import load
     from inference.log import log_to_stderr
     from inference.server.app import make_app
@@ -200,7 +200,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             kv_tokens_max=arguments.kv_tokens_max or max(1, KV_BYTES_DEFAULT // kv_bytes_per_token),
         )
         store = VectorStore(arguments.state / "vectors")
-        service = Service(loaded=loaded, engine=engine, store=store, jobs=JobTable())
+        service = Service(loaded=loaded, engine=engine, store=store, jobs=JobTable(arguments.state / "jobs"))
         uvloop.run(serve(make_app(service), service, listen=arguments.listen))
     except (UnsupportedModelError, OSError, ValueError) as error:
         log.error("cannot serve", extra={"reason": str(error)})  # noqa: TRY400 - the sentence is what helps

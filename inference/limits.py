@@ -66,10 +66,13 @@ SCORE_BATCH_TOKENS_DEFAULT = 2048
 """Tokens per forward pass. From 64 on the speed is the same; it bounds memory and what a short text waits for."""
 
 JOBS_WAITING_MAX = 16
-"""Extraction jobs queued at a time. They run one after the other between decode steps."""
+"""Jobs queued at a time. They run one after the other between decode steps."""
 
 JOBS_KEPT_MAX = 512
 """Finished jobs remembered for `GET /v1/jobs/{id}`; the oldest is forgotten first. The vector itself stays on disk."""
+
+JOB_WATCHERS_MAX = 16
+"""Streams that follow one job. Each is an idle connection; more have nothing to see that 16 do not."""
 
 PAIRS_MAX = 256
 """Contrast pairs of one extraction; the mean difference settles long before (its error falls with the square root)."""
@@ -86,8 +89,50 @@ SPEC_VECTORS_MAX = 16
 SCALE_ABS_MAX = 100.0
 """Largest |scale|. Coherence is lost near a relative dose of 1.9; extracted vectors have 0.1 to 1 at scale 1."""
 
+ACTIVATION_ABS_MAX = 1e6
+"""Largest projection or feature activation that a request may set; residuals of the models served stay below 1e5."""
+
+DEGREES_ABS_MAX = 360.0
+"""Largest |angle| of a rotation; more is the same angle again."""
+
+ABLATED_DIRECTIONS_MAX = 16
+"""Directions that one `ablate` takes away together; each costs a pass over the rows at three sites of every block."""
+
+SITE_KERNELS_MAX = 32
+"""Operations of one request at one site, `ablate` counting its directions: bounds what one row may cost a step."""
+
+SELECTOR_NUMBERS_MAX = 1_024
+"""Token ids, positions and windows in one selector; a mask is worked out from them for every token."""
+
 VECTOR_NORM_MAX = 1e6
 """Largest norm of an uploaded vector. Residuals of the models served stay below 1e5; its square fits float32."""
+
+VECTOR_NORM_MIN = 1e-12
+"""Smallest norm of a direction. Its square is a normal float32 number, so that v/‖v‖ is what it should be."""
+
+VECTOR_LAYERS_MAX = 256
+"""Block outputs of one stored object, and so tensors: twice the layers of the deepest models in use."""
+
+VECTOR_BYTES_MAX = 64 << 20
+"""Tensors of one stored object: a dictionary of 8,192 features on d_model 1,024. A direction is a few KB."""
+
+STORE_BYTES_MAX = 2 << 30
+"""Tensors of all stored objects together; they are held in memory, so that a request never waits for a disk."""
+
+METADATA_BYTES_MAX = 64 << 10
+"""JSON beside one object's tensors, in characters. Provenance and figures for 64 layers take 10 KB."""
+
+IMPORT_HEADER_BYTES_MAX = 1 << 20
+"""Header of a file of vectors: 256 layers need 40 KB. Bounds what is parsed before the shapes are known."""
+
+IMPORT_TENSORS_MAX = 3 * VECTOR_LAYERS_MAX
+"""Tensors in one file: an eraser has three for every layer."""
+
+IMPORT_BYTES_MAX = VECTOR_BYTES_MAX + 2 * IMPORT_HEADER_BYTES_MAX
+"""A file to import: the largest object and its header."""
+
+IMPORTS_AT_ONCE_MAX = 2
+"""Imports read at the same time, each of up to three times `IMPORT_BYTES_MAX` in memory."""
 
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference.extraction.jobs import JobTable
 from inference.extraction.mean_difference import DegenerateError, MeanDifference, mean_difference
+from inference.jobs.chore import JobChore, JobError, Work
+from inference.jobs.table import JobTable
 from inference.kv import KvCache
 from inference.limits import PREFILL_CHUNK_TOKENS
 from inference.model import Model
-from inference.steering.store import ExistsError, StoredVector, StoreFullError, VectorStore
-
-_log = logging.getLogger("inference.extraction")
+from inference.steering.store import VectorStore
+from inference.steering.vector import direction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,46 +37,33 @@ class Extraction:
 
 def extraction_chore(
     extraction: Extraction, *, model: Model, store: VectorStore, jobs: JobTable, job_id: str
-) -> Iterator[None]:
-    """Run the job, yielding between pieces of `PREFILL_CHUNK_TOKENS` tokens. Never raises: the job fails instead."""
-    try:
-        yield from _extract(extraction, model=model, store=store, jobs=jobs, job_id=job_id)
-    except DegenerateError as error:
-        jobs.fail(job_id, code="degenerate", message=str(error))
-    except ExistsError:  # uploaded or extracted under the same id while this job waited
-        jobs.fail(job_id, code="vector_exists", message=f"vector {extraction.vector_id!r} exists already")
-    except StoreFullError:
-        jobs.fail(job_id, code="store_full", message="the store holds as many vectors as it may")
-    except GeneratorExit:
-        jobs.fail(job_id, code="cancelled", message="the server was shut down")
-        raise
-    except Exception:  # noqa: BLE001 - a job's fault ends the job, never the engine's thread
-        _log.exception("extraction failed", extra={"job": job_id})
-        jobs.fail(job_id, code="internal_error", message="the extraction failed; the server's log has the reason")
+) -> JobChore:
+    """The job in pieces of `PREFILL_CHUNK_TOKENS` tokens."""
+    return JobChore(_extract(extraction, model=model, store=store), jobs=jobs, job_id=job_id)
 
 
-def _extract(
-    extraction: Extraction, *, model: Model, store: VectorStore, jobs: JobTable, job_id: str
-) -> Iterator[None]:
+def _extract(extraction: Extraction, *, model: Model, store: VectorStore) -> Work:
     texts = (*extraction.positive, *extraction.negative)
     activations: list[Tensor] = []
     for done, token_ids in enumerate(texts):
-        jobs.progress(job_id, fraction=done / len(texts))
         outputs: list[Tensor] = []
-        yield from _block_outputs(token_ids, extraction.layer, model, outputs)
+        for _ in _block_outputs(token_ids, extraction.layer, model, outputs):
+            yield done / len(texts)
         activations.append(_selected(torch.cat(outputs), extraction.token))
     pairs = len(extraction.positive)
-    found = mean_difference(torch.stack(activations[:pairs]), torch.stack(activations[pairs:]))
+    try:
+        found = mean_difference(torch.stack(activations[:pairs]), torch.stack(activations[pairs:]))
+    except DegenerateError as error:
+        raise JobError(str(error), code="degenerate") from error
     figures = _figures(found)
     store.add(
-        StoredVector(
+        direction(
             id=extraction.vector_id,
-            layer=extraction.layer,
-            values=found.vector.clone(),
+            values={extraction.layer: found.vector.clone()},
             metadata={**extraction.provenance, **figures},
         )
     )
-    jobs.succeed(job_id, {"vector": extraction.vector_id, "layer": extraction.layer, **figures})
+    return {"vector": extraction.vector_id, "layer": extraction.layer, **figures}
 
 
 def _block_outputs(token_ids: tuple[int, ...], layer: int, model: Model, into: list[Tensor]) -> Iterator[None]:

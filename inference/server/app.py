@@ -10,6 +10,9 @@ from inference import limits
 from inference.server import completions, vectors
 from inference.server.errors import ApiError, errors_as_json, json_response
 from inference.server.service import SERVICE, Service
+from inference.steering.building import ALL_WRITES, OPERATIONS
+from inference.steering.points import Point
+from inference.steering.program import Conflict
 
 SAMPLING_DEFINITION = "gumbel_max_philox4x32_10_v1"
 """Name of the definition in `inference/sampling.py`; it changes when the same seed would give other tokens."""
@@ -73,7 +76,9 @@ async def _capabilities(request: web.Request) -> web.Response:
         "sampling": {"definition": SAMPLING_DEFINITION, "fields": ["temperature", "top_p", "top_k", "seed"]},
         "tools": {"template_renders_tools": loaded.template.renders_tools},
         "steering": {
-            "ops": ["add"],
+            "ops": list(OPERATIONS),
+            "points": [*(point.value for point in Point), ALL_WRITES],
+            "conflicts": [conflict.value for conflict in Conflict],
             "layer_convention": "block_output",
             "scale_abs_max": limits.SCALE_ABS_MAX,
             "vectors_max": limits.SPEC_VECTORS_MAX,

@@ -17,8 +17,9 @@ from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
 from inference.server.errors import ApiError, bad_request
 from inference.server.schema import ChatRequest, CompletionRequest, template_message, without_none
 from inference.steering.applied import Applied
+from inference.steering.compile import compile_spec
 from inference.steering.program import CompiledSteering
-from inference.steering.spec import SpecError, compile_spec
+from inference.steering.spec import SpecError
 from inference.steering.store import VectorStore
 from inference.tools import ToolChoice, declared
 

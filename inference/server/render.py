@@ -108,7 +108,7 @@ class Rendering:
 
 
 def steering_document(fingerprint: str, applied: Applied) -> Document:
-    """What steering did, as counted in the forward pass. Tokens are those changed at any block output."""
+    """What steering did, as counted in the forward pass. Tokens are those that anything was applied to."""
     return {
         "fingerprint": fingerprint,
         "applied": {
@@ -117,6 +117,7 @@ def steering_document(fingerprint: str, applied: Applied) -> Document:
             "layers": applied.layers(),
         },
         "relative_dose": applied.relative_dose(),
+        **({"gates": list(applied.gates)} if applied.gates else {}),
     }
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from aiohttp import web
 
 from inference.engine import Engine
-from inference.extraction.jobs import JobTable
+from inference.jobs.table import JobTable
 from inference.loading import LoadedModel
 from inference.server.errors import ApiError
 from inference.steering.store import VectorStore

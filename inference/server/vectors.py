@@ -14,14 +14,16 @@ from aiohttp import web
 
 from inference.chat import TemplateError
 from inference.extraction.chore import Extraction, extraction_chore
-from inference.extraction.jobs import Job, JobExistsError, JobsFullError
+from inference.jobs.job import JobKind
+from inference.jobs.table import JobExistsError, JobsFullError
 from inference.limits import TEXT_BYTES_MAX, VECTOR_NORM_MAX
 from inference.loading import LoadedModel
 from inference.server.body import read_body
 from inference.server.errors import ApiError, bad_request, json_response
 from inference.server.schema import ExtractRequest, UploadRequest, decode
 from inference.server.service import SERVICE
-from inference.steering.store import ExistsError, StoredVector, StoreFullError
+from inference.steering.store import ExistsError, StoreFullError
+from inference.steering.vector import StoredVector, direction
 
 
 async def extract(request: web.Request) -> web.Response:
@@ -33,7 +35,7 @@ async def extract(request: web.Request) -> web.Response:
         raise _exists(body.id)
     extraction = await asyncio.to_thread(_extraction, body, service.loaded)
     try:
-        job = service.jobs.open(body.job_id or f"job-{secrets.token_hex(8)}")
+        job = service.jobs.open(body.job_id or f"job-{secrets.token_hex(8)}", kind=JobKind.EXTRACT)
     except JobExistsError as error:
         raise ApiError(409, f"job {body.job_id!r} exists already", code="job_exists", param="job_id") from error
     except JobsFullError as error:
@@ -42,14 +44,14 @@ async def extract(request: web.Request) -> web.Response:
         extraction, model=service.loaded.model, store=service.store, jobs=service.jobs, job_id=job.id
     )
     service.engine.add_chore(chore)
-    return json_response(_job_document(job), status=202)
+    return json_response(job.document(), status=202)
 
 
 async def get_job(request: web.Request) -> web.Response:
     job = request.app[SERVICE].jobs.get(request.match_info["id"])
     if job is None:
         raise ApiError(404, "no such job", code="job_not_found")
-    return json_response(_job_document(job))
+    return json_response(job.document())
 
 
 async def list_vectors(request: web.Request) -> web.Response:
@@ -68,10 +70,9 @@ async def upload_vector(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     body = decode(await read_body(request), UploadRequest)
     values = _checked_values(body, service.loaded)
-    vector = StoredVector(
+    vector = direction(
         id=body.id,
-        layer=body.layer,
-        values=values,
+        values={body.layer: values},
         metadata={
             "method": "upload",
             "layer_convention": "block_output",
@@ -162,19 +163,9 @@ def _check_layer(layer: int, loaded: LoadedModel) -> None:
         raise bad_request(message, param="layer", code="bad_layer")
 
 
-def _job_document(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "object": "job",
-        "status": job.status,
-        "progress": job.progress,
-        "result": job.result,
-        "error": job.error,
-    }
-
-
 def _vector_document(vector: StoredVector) -> dict[str, Any]:
-    return {"id": vector.id, "object": "steering.vector", "layer": vector.layer, **vector.metadata}
+    head = {"id": vector.id, "object": "steering.vector", "kind": vector.kind, "layers": vector.layers}
+    return {**head, "layer": vector.layers[0], **vector.metadata}
 
 
 def _exists(vector_id: str) -> ApiError:

@@ -24,6 +24,11 @@ class Picks:
     def nothing(self) -> bool:
         return not (self.everything or self.tokens or self.positions or self.windows)
 
+    @property
+    def identity(self) -> list[object]:
+        """Equal for equal picks; JSON."""
+        return [self.everything, sorted(self.tokens), self.positions, self.windows]
+
     def mask(self, ids: NDArray[np.int64], first: int, length: int) -> Mask:
         """Of tokens `ids` [n], the first of which has position `first` in a stretch of `length` tokens."""
         if self.everything:
@@ -71,6 +76,16 @@ class Selection:
         """Whether the prompt's length decides which of its tokens are picked."""
         picks = (self.prompt, self.prompt_excluded)
         return any(number < 0 for p in picks for number in (*p.positions, *(edge for w in p.windows for edge in w)))
+
+    @property
+    def identity(self) -> list[object]:
+        """Equal for equal selections; JSON."""
+        return [*self.prompt_identity, self.generation.identity, self.generation_excluded.identity]
+
+    @property
+    def prompt_identity(self) -> list[object]:
+        """What it says of the prompt."""
+        return [self.prompt.identity, self.prompt_excluded.identity, self.prompt_window]
 
     def mask(self, token_ids: Sequence[int], *, start: int, prompt_tokens: int) -> Mask:
         """Of a span of tokens, the first at absolute position `start`; it may begin in the prompt and end behind it."""

@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from inference.engine import Engine
-from inference.extraction.jobs import JobTable
+from inference.jobs.table import JobTable
 from inference.kv import KvCache
 from inference.loading import LoadedModel, load
 from inference.model import Model, Span

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from inference.extraction.chore import Extraction, extraction_chore
-from inference.extraction.jobs import JobTable
 from inference.extraction.mean_difference import DegenerateError, mean_difference
+from inference.jobs.job import JobKind
+from inference.jobs.table import JobTable
 from inference.loading import LoadedModel
 from inference.model import Span
 from inference.steering.applied import Applied
+from inference.steering.compile import compile_spec
 from inference.steering.program import CompiledSteering
-from inference.steering.spec import SpecError, SteeringSpec, VectorUse, compile_spec
-from inference.steering.store import ExistsError, StoredVector, VectorStore
+from inference.steering.spec import SpecError, SteeringSpec, VectorUse
+from inference.steering.store import ExistsError, VectorStore
 from inference.steering.table import SteeredSpan, SteeringTable
+from inference.steering.vector import StoredVector, direction
 
 QUESTIONS = [
     "How was your day?",
@@ -35,7 +39,7 @@ def a_vector(
 ) -> StoredVector:
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     metadata = {"method": "upload", "model_digest": None}
-    return StoredVector(id=vector_id, layer=layer, values=values * (norm / values.norm()), metadata=metadata)
+    return direction(id=vector_id, values={layer: values * (norm / values.norm())}, metadata=metadata)
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ def test_steering_adds_exactly_scale_times_vector_at_the_block_output(
     table = SteeringTable(spans, device=torch.device("cpu"))
     assert table.at(3) is table.at(5) is None
     table.at(4).block_output(hidden)
-    assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.values)
+    assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.tensors["direction.4"])
     assert torch.equal(hidden[2], before[2])
 
 
@@ -158,7 +162,7 @@ def test_eight_requests_with_eight_specs_give_the_tokens_of_eight_solo_runs(star
     ("use", "code", "param"),
     [
         (VectorUse(id="none", op="add", scale=1.0), "unknown_vector", "steering.vectors[0].id"),
-        (VectorUse(id="v", op="rotate", scale=1.0), "unknown_op", "steering.vectors[0].op"),
+        (VectorUse(id="v", op="subtract", scale=1.0), "unknown_op", "steering.vectors[0].op"),
         (VectorUse(id="v", op="add", scale=float("nan")), "bad_scale", "steering.vectors[0].scale"),
         (VectorUse(id="v", op="add", scale=float("inf")), "bad_scale", "steering.vectors[0].scale"),
         (VectorUse(id="v", op="add", scale=-101.0), "bad_scale", "steering.vectors[0].scale"),
@@ -174,7 +178,7 @@ def test_a_spec_that_asks_for_what_does_not_exist_is_refused(loaded, store: Vect
     store.add(a_vector())
     store.add(a_vector("short", size=64))
     foreign = a_vector("foreign")
-    store.add(StoredVector(id="foreign", layer=5, values=foreign.values, metadata={"model_digest": "0" * 64}))
+    store.add(dataclasses.replace(foreign, metadata={"model_digest": "0" * 64}))
     with pytest.raises(SpecError) as refused:
         compiled(use)
     assert (refused.value.code, refused.value.param) == (code, param)
@@ -200,8 +204,8 @@ def test_vectors_survive_a_restart_and_rubbish_of_a_crash_does_not(tmp_path: Pat
     (tmp_path / "half.partial").write_bytes(b"torn")
     reopened = VectorStore(tmp_path)
     assert [v.id for v in reopened.all()] == ["kept"]
-    assert torch.equal(reopened.get("kept").values, vector.values)
-    assert (reopened.get("kept").layer, reopened.get("kept").metadata) == (vector.layer, vector.metadata)
+    assert torch.equal(reopened.get("kept").tensors["direction.5"], vector.tensors["direction.5"])
+    assert (reopened.get("kept").layers, reopened.get("kept").metadata) == (vector.layers, vector.metadata)
     assert not (tmp_path / "half.partial").exists()
     with pytest.raises(ExistsError):
         reopened.add(a_vector("kept"))
@@ -244,7 +248,7 @@ def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
     loaded: LoadedModel, store: VectorStore, compiled, new_cache
 ):
     jobs = JobTable()
-    jobs.open("j")
+    jobs.open("j", kind=JobKind.EXTRACT)
     for _ in extraction_chore(happy_extraction(loaded), model=loaded.model, store=store, jobs=jobs, job_id="j"):
         assert jobs.get("j").status == "running"
     job = jobs.get("j")
@@ -275,7 +279,7 @@ def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
 
 def test_an_extraction_whose_sides_are_equal_fails_with_the_reason(loaded: LoadedModel, store: VectorStore):
     jobs = JobTable()
-    jobs.open("j")
+    jobs.open("j", kind=JobKind.EXTRACT)
     extraction = Extraction(
         vector_id="x", layer=1, token="mean", positive=((5, 6),), negative=((5, 6),), provenance={"model_digest": None}
     )
