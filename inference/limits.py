@@ -32,6 +32,9 @@ RESTORED_TOKENS_PER_RUN = 64
 PREFIX_KV_SHARE = 8
 """The prefix cache may fill one part in so many of the key-value memory: 512 MB of the default 4 GB, 10,900 tokens."""
 
+CACHE_SALT_CHARS_MAX = 128
+"""Longest `cache_salt`: room for a digest or a name; it is hashed with every prompt."""
+
 GATE_DECISIONS_MAX = 4_096
 """Decisions of gates remembered, one for each pair of gates and prompt: about 1 MB."""
 
