@@ -42,7 +42,7 @@ def finished(work) -> Any:
             fractions.append(next(work))
     except StopIteration as end:
         assert fractions == sorted(fractions)
-        assert 0 < fractions[0] <= fractions[-1] <= 1
+        assert 0 <= fractions[0] < fractions[-1] <= 1
         return end.value
 
 
