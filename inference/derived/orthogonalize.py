@@ -1,7 +1,7 @@
 """W - r rᵀ W for every matrix that writes to the residual: embedding, attention output, feed-forward output.
 
 The model then cannot write along the directions r. Source: Arditi et al. 2406.11717, section 4.2. A tied output head is
-untied first: it reads the residual, and orthogonalising it too would move the logits (by 0.3 on SmolLM2).
+untied first: it reads the residual, and orthogonalising it too moves the logits of SmolLM2 by 0.3 to 1.5.
 """
 
 from __future__ import annotations
