@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of all running requests together, prompt and maximal answer (default: what 4 GiB hold)",
     )
+    add(
+        "--prefix-cache-tokens",
+        type=_between(0, 1 << 30),
+        metavar="N",
+        help="of these, how many prompts that were run may keep for others that begin alike (default: an eighth; 0: none)",
+    )
     _add_score(commands)
     return parser
 
@@ -175,6 +181,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from inference.config import UnsupportedModelError
     from inference.engine import Engine
     from inference.jobs.table import JobTable
+    from inference.linear import has_bfloat16
     from inference.loading import load
     from inference.log import log_to_stderr
     from inference.server.app import make_app
@@ -188,6 +195,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     dtype = torch.float32 if arguments.dtype == "float32" else torch.bfloat16
     try:
         device = torch.device(arguments.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: this PyTorch finds no CUDA device")
+        if dtype == torch.bfloat16 and not has_bfloat16(device):
+            log.warning("bfloat16 is emulated on this processor: float32 is faster and exact")
         # In a thread that ends: OpenMP gives every thread that computes a team of its own, and with more threads than
         # cores its workers sleep between products instead of spinning. Loading here would cost a third of the speed.
         with ThreadPoolExecutor(max_workers=1) as executor:
@@ -198,6 +209,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             loaded.model,
             batch_rows_max=arguments.max_batch,
             kv_tokens_max=arguments.kv_tokens_max or max(1, KV_BYTES_DEFAULT // kv_bytes_per_token),
+            prefix_tokens_max=arguments.prefix_cache_tokens,
         )
         store = VectorStore(arguments.state / "vectors")
         service = Service(loaded=loaded, engine=engine, store=store, jobs=JobTable(arguments.state / "jobs"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from inference.limits import MESSAGES_MAX, PAIRS_MAX, STOP_BYTES_MAX, STOP_STRINGS_MAX, TOOLS_MAX
+from inference.limits import CACHE_SALT_CHARS_MAX, MESSAGES_MAX, PAIRS_MAX, STOP_BYTES_MAX, STOP_STRINGS_MAX, TOOLS_MAX
 from inference.server.errors import bad_request, from_validation
 from inference.steering.spec import SteeringSpec
 
@@ -74,6 +74,7 @@ class Generation(Strict, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     steering: SteeringSpec | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=CACHE_SALT_CHARS_MAX)] | None = None
 
 
 class ChatRequest(Generation, frozen=True, kw_only=True):
