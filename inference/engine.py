@@ -91,6 +91,12 @@ class Engine:
             return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
+    def prompts_waiting(self) -> int:
+        """Requests whose first token is still to come."""
+        with self._lock:
+            return len(self._waiting) + len(self._prefilling)
+
+    @property
     def kv_tokens_reserved(self) -> int:
         """Tokens of key-value memory held by running requests."""
         return sum(sequence.request.kv_tokens for sequence in (*self._prefilling, *self._decoding))
