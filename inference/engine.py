@@ -150,7 +150,7 @@ class Engine:
             try:
                 self._prefill.admit(sequence, room_tokens=self._kv_tokens_max - self.kv_tokens_reserved)
                 sequence.cache = KvCache(model.config, capacity=needed, dtype=model.dtype, device=model.device)
-            except (RuntimeError, MemoryError):  # the machine has less memory than it was configured for
+            except (RuntimeError, OSError):  # the machine has less memory than it was configured for
                 self._fail([sequence])
 
     def _prefill_some(self) -> None:
