@@ -46,6 +46,8 @@ REJECTIONS: tuple[tuple[str, str], ...] = (
     ("too_many_answers", "There are more answers on a side than can be tried on every prompt."),
     ("too_many_passages", "There are more pairs of prompts and answers than the model server compares."),
     ("unknown_field", "A parameter is not one that this method knows."),
+    ("not_paired", "The method compares pairs, and these texts are none."),
+    ("steering_diverged", "The steered activations grew until they were no numbers; use less."),
     ("invalid_value", "A field does not fit the others, or this model."),
 )
 
