@@ -18,7 +18,7 @@ from torch import Tensor
 from inference.kv import KvCache
 from inference.limits import LAB_BATCH_ROWS_MAX, LAB_BATCH_TOKENS_MAX, LAB_HEAD_ROWS, LAB_STEP_TOKENS_MAX
 from inference.model import Model, Span
-from inference.steering.applied import Applied
+from inference.steering.applied import Applied, Tally
 from inference.steering.gates import GateReader
 from inference.steering.program import CompiledSteering
 from inference.steering.spans import SteeredSpan
@@ -133,7 +133,7 @@ class Lab:
                 ends[prompt] = outputs[self._last_layer][-1]
 
         passages = [Passage(token_ids=prompt, prompt_tokens=len(prompt)) for prompt in prompts]
-        yield from self._run(passages, layers={self._last_layer}, take=take, steering=steering, applied=applied)
+        yield from self._run_ends(passages, take=take, steering=steering, applied=applied)
         return self._model.head(torch.stack([ends[i] for i in range(len(prompts))]))
 
     def answer_states(
@@ -155,7 +155,7 @@ class Lab:
             stop = len(passages[passage].token_ids) - 1 - start
             parts.setdefault(passage, []).append(hidden[first : max(stop, first)])
 
-        yield from self._run(passages, layers={self._last_layer}, take=take, steering=steering, applied=applied)
+        yield from self._run_ends(passages, take=take, steering=steering, applied=applied)
         return torch.cat([part for i in range(len(passages)) for part in parts[i]])
 
     def distributions(
@@ -224,6 +224,34 @@ class Lab:
                 row.answer.append(token_id)
             yield count / tokens_max
 
+    def _run_ends(
+        self,
+        passages: Sequence[Passage],
+        *,
+        take: Callable[[int, int, dict[int, Tensor]], None],
+        steering: CompiledSteering | None,
+        applied: Applied | None,
+    ) -> Generator[float, None, None]:
+        """`_run` to the last layer, for who needs nothing before a prompt's last token.
+
+        What all prompts begin with (a chat template with its system message is often more than half of them) is then run
+        once, unless steering treats it differently from prompt to prompt.
+        """
+        steering = steering if steering is not None and steering.steps else None  # nothing to do is the plain model
+        layers = {self._last_layer}
+        common = _common_beginning(passages)
+        if common == 0 or not _treats_beginnings_alike(steering):
+            yield from self._run(passages, layers=layers, take=take, steering=steering, applied=applied)
+            return
+        prefix, once = self._cache(common), Applied()
+        span = SteeredSpan(
+            token_ids=passages[0].token_ids[:common], start=0, prompt_tokens=common, steering=steering, applied=once
+        )
+        self._step([span], [prefix], layers=layers)
+        if applied is not None:
+            _book(once, applied, times=len(passages))
+        yield from self._run(passages, layers=layers, take=take, steering=steering, applied=applied, prefix=prefix)
+
     def _run(
         self,
         passages: Sequence[Passage],
@@ -232,9 +260,14 @@ class Lab:
         take: Callable[[int, int, dict[int, Tensor]], None],
         steering: CompiledSteering | None = None,
         applied: Applied | None = None,
+        prefix: KvCache | None = None,
     ) -> Generator[float, None, None]:
-        """Run everything; take(passage, start, {layer: [tokens, d_model]}) for each piece, in the order of positions."""
-        texts = [passage.token_ids for passage in passages]
+        """Run everything; take(passage, start, {layer: [tokens, d_model]}) for each piece, in the order of positions.
+
+        The tokens in `prefix`, with which all passages begin, have been run.
+        """
+        begin = 0 if prefix is None else prefix.length
+        texts = [passage.token_ids[begin:] for passage in passages]
         gates = yield from within(self._gates([p.token_ids[: p.prompt_tokens] for p in passages], steering), 0.0, 0.0)
         caches: dict[int, KvCache] = {}
         done = 0
@@ -244,11 +277,11 @@ class Lab:
                 passage = passages[part.text]
                 whole = part.stop - part.start == len(passage.token_ids)
                 if part.start == 0:
-                    caches[part.text] = self._cache(len(passage.token_ids), whole=whole)
+                    caches[part.text] = self._cache(len(passage.token_ids), whole=whole, prefix=prefix)
                 spans.append(
                     SteeredSpan(
-                        token_ids=passage.token_ids[part.start : part.stop],
-                        start=part.start,
+                        token_ids=texts[part.text][part.start : part.stop],
+                        start=begin + part.start,
                         prompt_tokens=passage.prompt_tokens,
                         steering=steering,
                         applied=applied if applied is not None or steering is None else Applied(),
@@ -258,7 +291,7 @@ class Lab:
             outputs = self._step(spans, [caches[part.text] for part in step], layers=layers)
             for part in step:
                 rows = slice(part.row_start, part.row_stop)
-                take(part.text, part.start, {layer: output[rows] for layer, output in outputs.items()})
+                take(part.text, begin + part.start, {layer: output[rows] for layer, output in outputs.items()})
                 if part.stop == len(texts[part.text]):
                     del caches[part.text]
                     done += 1
@@ -297,9 +330,15 @@ class Lab:
         table.settle()
         return outputs
 
-    def _cache(self, tokens: int, *, whole: bool = False) -> KvCache:
+    def _cache(self, tokens: int, *, whole: bool = False, prefix: KvCache | None = None) -> KvCache:
+        """`whole`: it will be filled in one pass, and nothing read from it later. `prefix`: its tokens come first."""
         model = self._model
-        return KvCache(model.config, capacity=tokens, dtype=model.dtype, device=model.device, layers_share=whole)
+        cache = KvCache(model.config, capacity=tokens, dtype=model.dtype, device=model.device, layers_share=whole)
+        if prefix is not None:
+            cache.keys[:, :, : prefix.length] = prefix.keys
+            cache.values[:, :, : prefix.length] = prefix.values
+            cache.length = prefix.length
+        return cache
 
 
 def within(pieces: Pieces[Result], start: float, stop: float) -> Pieces[Result]:
@@ -336,6 +375,34 @@ class _Row:
             applied=applied if applied is not None or steering is None else Applied(),
             gates=self.gates,
         )
+
+
+def _common_beginning(passages: Sequence[Passage]) -> int:
+    """Tokens with which all passages begin, at most one pass, and less than the shortest prompt; 0 for a single one."""
+    if len(passages) < 2:
+        return 0
+    most = min(LAB_STEP_TOKENS_MAX, min(passage.prompt_tokens for passage in passages) - 1)
+    first = passages[0].token_ids
+    for position in range(most):
+        if any(passage.token_ids[position] != first[position] for passage in passages):
+            return position
+    return max(most, 0)
+
+
+def _treats_beginnings_alike(steering: CompiledSteering | None) -> bool:
+    """Whether the same first tokens are steered the same way in every prompt: gates and places counted from the end do not."""
+    if steering is None:
+        return True
+    return not steering.gates and not any(selection.counts_from_end for selection in steering.selections)
+
+
+def _book(once: Applied, applied: Applied, *, times: int) -> None:
+    """Add `times` what was done `once`, to prompt tokens only."""
+    applied.prompt_tokens += times * once.prompt_tokens
+    for site, tally in once.sites.items():
+        total = applied.sites.setdefault(site, Tally())
+        total.prompt_tokens += times * tally.prompt_tokens
+        total.dose_sum += times * tally.dose_sum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

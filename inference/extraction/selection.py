@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from inference.extraction.divergence import kl_nats
-from inference.extraction.extraction import stored
+from inference.extraction.extraction import result_of, stored
 from inference.extraction.interventions import Interventions
 from inference.extraction.methods import FoundDirection, Method, Params, find_direction
 from inference.extraction.refusal import Candidate, Rule, chosen, refusal_scores
@@ -62,6 +62,23 @@ class _Found:
 
 def select(selection: Selection, *, lab: Lab, store: VectorStore, interventions: Interventions) -> Work:
     """The job in pieces; stores the winner, made from the training part only."""
+    _, result = yield from _select(selection, lab, store, interventions)
+    return result
+
+
+def extract_selected(selection: Selection, *, lab: Lab, store: VectorStore, interventions: Interventions) -> Work:
+    """The same with the result of an extraction: figures of the winner, and where it was found."""
+    winner, _ = yield from _select(selection, lab, store, interventions)
+    return {
+        "layers": [result_of(winner.layer, winner.direction.figures)],
+        "selected_layer": winner.layer,
+        "position": winner.position,
+    }
+
+
+def _select(
+    selection: Selection, lab: Lab, store: VectorStore, interventions: Interventions
+) -> Pieces[tuple[_Found, dict[str, Any]]]:
     share = 1.0 if selection.by is By.D_PRIME else _FINDING
     found = yield from within(_find(selection, lab), 0.0, share)
     if selection.by is By.D_PRIME:
@@ -77,7 +94,7 @@ def select(selection: Selection, *, lab: Lab, store: VectorStore, interventions:
         "held_out_d_prime": winner.d_prime,
     }
     store.add(stored(selection.vector_id, {winner.layer: winner.direction}, selection.side_names, provenance))
-    return result
+    return winner, result
 
 
 def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:

@@ -134,6 +134,52 @@ def test_states_of_answers_predict_each_answer_token_in_order(lab, loaded):
         assert torch.allclose(own, every[passage.prompt_tokens - 1 : -1], atol=1e-3)
 
 
+USES = {
+    "plain": [],
+    "add": [VectorUse(id="v", op="add", scale=2.0)],
+    "ablate": [VectorUse(id="v", op="ablate")],
+    "by token": [VectorUse(id="v", op="add", scale=2.0, apply=Apply(prompt=Selector(tokens=[1, 198])))],
+    "from the end": [VectorUse(id="v", op="add", scale=2.0, apply=Apply(prompt=Selector(positions=[-3, -30])))],
+    "gated": [VectorUse(id="v", op="add", scale=2.0, when=When(id="w", layer=3, above=0.0))],
+}
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_prompts_that_begin_alike_share_their_beginning_and_lose_nothing_by_it(lab, encode, at, happy, kind):
+    prompts = encode(
+        ["Tell me about the sea.", "Why?", "What do you think of the weather in the mountains?"], chat=True
+    )
+    steering = at(SteeringSpec(vectors=USES[kind]))(1.0) if USES[kind] else None
+    together, alone = Applied(), Applied()
+    found = run(lab.last_logits(prompts, steering=steering, applied=together))
+    for prompt, logits in zip(prompts, found, strict=True):
+        wanted = run(lab.last_logits([prompt], steering=steering, applied=alone))
+        assert torch.allclose(logits, wanted[0], atol=2e-4)
+    assert together.prompt_tokens == alone.prompt_tokens
+    assert together.sites.keys() == alone.sites.keys()
+    assert together.relative_dose() == pytest.approx(alone.relative_dose(), rel=1e-4)
+    assert (together.relative_dose() > 0) is bool(USES[kind])
+
+
+def test_sharing_a_beginning_runs_it_once(lab, loaded, encode):
+    prompts = encode(["Tell me about the sea.", "Tell me about the hills.", "Why?"], chat=True)
+    tokens = []
+    forward = loaded.model.block_outputs
+
+    def counting(token_ids, *arguments, **options):
+        tokens.append(len(token_ids))
+        return forward(token_ids, *arguments, **options)
+
+    loaded.model.block_outputs = counting
+    try:
+        run(lab.last_logits(prompts))
+    finally:
+        del loaded.model.block_outputs
+    common = sum(1 for column in zip(*prompts, strict=False) if len(set(column)) == 1)
+    assert common > 20
+    assert sum(tokens) < sum(map(len, prompts)) - 20
+
+
 def test_work_inside_other_work_reports_its_share_and_is_closed_with_it():
     closed = []
 
