@@ -80,5 +80,7 @@ class CompiledSteering:
             self.conflict.value,
             [use.identity for use in acting],
             prompt_tokens if from_end else None,
+            # Which of several additions are summed beforehand, and so how they round, is decided by the whole spec.
+            self.fingerprint if len(acting) > 1 else None,
         ]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -85,3 +86,13 @@ async def test_a_model_that_is_not_there_is_a_sentence_and_status_1(tmp_path: Pa
     _, log = await process.communicate()
     assert process.returncode == 1
     assert "neither a model directory" in json.loads(log)["reason"]
+
+
+async def test_a_device_that_is_not_there_is_a_sentence_and_status_1(model_directory: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "inference", "serve", "--model", str(model_directory), "--state", str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--device", "cuda", stderr=asyncio.subprocess.PIPE, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    _, log = await process.communicate()
+    assert process.returncode == 1
+    assert "no CUDA device" in json.loads(log)["reason"]
