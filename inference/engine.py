@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from inference.kv import KvCache
@@ -198,6 +199,9 @@ class Engine:
         rows = logits.cpu().numpy()  # [rows, vocab_size] float32: noise is always drawn on the CPU, the same everywhere
         for sequence, row in zip(batch, rows, strict=True):
             request = sequence.request
+            if request.steering is not None and not np.isfinite(row).all():
+                self._end(sequence, EndReason.DIVERGED)
+                continue
             token_id = sample(row, request.sampling, position=sequence.position_next)
             sequence.generated += 1
             sequence.last_token_id = token_id

@@ -21,6 +21,7 @@ class EndReason(enum.Enum):
     STOPPED = "stopped"  # its own `on_token` said so
     LENGTH = "length"  # `max_tokens` were sampled
     CANCELLED = "cancelled"
+    DIVERGED = "diverged"  # its steering drove the activations out of the range of numbers: there is no next token
     FAILED = "failed"  # a fault of the engine; the log has the traceback
 
 

@@ -199,4 +199,7 @@ def _refused(refused: Refused) -> ApiError:
 def _ended_badly(reason: EndReason) -> ApiError:
     if reason is EndReason.CANCELLED:
         return ApiError(503, "the server is shutting down", code="stopping")
+    if reason is EndReason.DIVERGED:
+        message = "steered like this, the activations left the range of numbers; use a smaller scale or fewer layers"
+        return bad_request(message, param="steering", code="steering_diverged")
     return ApiError(500, "the model failed; the server's log has the reason", code="internal_error")
