@@ -29,6 +29,9 @@ Result = TypeVar("Result")
 Pieces = Generator[float, None, Result]
 """Yields the fraction done, 0..1, and returns the result."""
 
+Reduce = Callable[[slice, Tensor], Tensor]
+"""(rows, their logits [rows, vocab_size]) → something smaller [rows, …]."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Passage:
@@ -123,9 +126,17 @@ class Lab:
         return [torch.cat(parts) for parts in taken]
 
     def last_logits(
-        self, prompts: Sequence[TokenIds], *, steering: CompiledSteering | None = None, applied: Applied | None = None
+        self,
+        prompts: Sequence[TokenIds],
+        *,
+        steering: CompiledSteering | None = None,
+        applied: Applied | None = None,
+        reduce: Reduce | None = None,
     ) -> Pieces[Tensor]:
-        """Float32 logits of what follows each prompt [prompts, vocab_size], on the model's device."""
+        """Float32 logits of what follows each prompt [prompts, vocab_size], on the model's device.
+
+        With `reduce`, what it makes of the logits of `LAB_HEAD_ROWS` prompts at a time [prompts, …].
+        """
         ends: dict[int, Tensor] = {}
 
         def take(prompt: int, start: int, outputs: dict[int, Tensor]) -> None:
@@ -134,7 +145,14 @@ class Lab:
 
         passages = [Passage(token_ids=prompt, prompt_tokens=len(prompt)) for prompt in prompts]
         yield from self._run_ends(passages, take=take, steering=steering, applied=applied)
-        return self._model.head(torch.stack([ends[i] for i in range(len(prompts))]))
+        found: list[Tensor] = []
+
+        def reduced(rows: slice, logits: list[Tensor]) -> None:
+            found.append(logits[0] if reduce is None else reduce(rows, logits[0]))
+
+        states = torch.stack([ends[i] for i in range(len(prompts))])
+        yield from within(self.distributions([states], reduced), 1.0, 1.0)
+        return torch.cat(found)
 
     def answer_states(
         self,

@@ -202,19 +202,27 @@ def _scores(
     if one.layer >= rule.depth_max * lab.n_layers:
         return scores
     ablated = interventions.ablate(one.direction.vector, one.layer)
-    steered = yield from within(lab.last_logits(selection.test.negative, steering=ablated), 0.0, 0.33)
-    divergence = float(kl_nats(plain, steered).mean())
+
+    def diverged(rows: slice, logits: Tensor) -> Tensor:
+        return kl_nats(plain[rows], logits)
+
+    def refused(_: slice, logits: Tensor) -> Tensor:
+        return refusal_scores(logits, ids)
+
+    harmful, harmless = selection.test.positive, selection.test.negative
+    found = yield from within(lab.last_logits(harmless, steering=ablated, reduce=diverged), 0.0, 0.33)
+    divergence = float(found.mean())
     scores["kl_nats"] = divergence if math.isfinite(divergence) else None
     if not divergence < rule.kl_nats_max:
         return scores
     added = interventions.add(one.direction.vector, one.layer)
-    steered = yield from within(lab.last_logits(selection.test.negative, steering=added), 0.33, 0.66)
-    induced = float(refusal_scores(steered, ids).mean())
+    found = yield from within(lab.last_logits(harmless, steering=added, reduce=refused), 0.33, 0.66)
+    induced = float(found.mean())
     scores["induce"] = induced if math.isfinite(induced) else None
     if not induced > rule.induce_min:
         return scores
-    steered = yield from within(lab.last_logits(selection.test.positive, steering=ablated), 0.66, 1.0)
-    bypass = float(refusal_scores(steered, ids).mean())
+    found = yield from within(lab.last_logits(harmful, steering=ablated, reduce=refused), 0.66, 1.0)
+    bypass = float(found.mean())
     scores["bypass"] = bypass if math.isfinite(bypass) else None
     return scores
 
