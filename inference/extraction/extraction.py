@@ -21,7 +21,8 @@ from inference.extraction.methods import (
 from inference.extraction.samples import Samples, activations
 from inference.extraction.statistics import DegenerateError, Figures
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Positions, Which, within
+from inference.lab import Lab, within
+from inference.passages import Positions, Which
 from inference.steering.store import VectorStore
 from inference.steering.vector import Kind, StoredVector
 

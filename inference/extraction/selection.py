@@ -18,7 +18,8 @@ from inference.extraction.refusal import Candidate, Rule, chosen, refusal_scores
 from inference.extraction.samples import Activations, Samples, activations
 from inference.extraction.statistics import DegenerateError, d_prime
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Pieces, Positions, Which, within
+from inference.lab import Lab, Pieces, within
+from inference.passages import Positions, Which
 from inference.steering.store import VectorStore
 
 _FINDING = 0.2  # share of the time that finding candidates takes where judging them runs the model

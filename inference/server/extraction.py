@@ -19,9 +19,10 @@ from inference.extraction.samples import Samples
 from inference.extraction.selection import By, Selection, extract_selected, select
 from inference.jobs.chore import Work
 from inference.jobs.job import JobKind
-from inference.lab import Lab, Positions, TokenIds, Which
+from inference.lab import Lab
 from inference.limits import ACTIVATION_VALUES_MAX, SELECT_CANDIDATES_MAX
 from inference.loading import LoadedModel
+from inference.passages import Positions, TokenIds, Which
 from inference.server.body import read_body
 from inference.server.errors import bad_request
 from inference.server.experiment_schema import Contrast, ExtractRequest, Layers, MethodParams, SelectRequest, Token

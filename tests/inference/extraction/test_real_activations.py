@@ -9,7 +9,7 @@ from inference.extraction.erasure import displacement
 from inference.extraction.methods import Method, Params, find_direction, find_eraser
 from inference.extraction.samples import activations
 from inference.extraction.statistics import accuracy, d_prime, sides
-from inference.lab import Positions, Which
+from inference.passages import Positions, Which
 from tests.inference.extraction.pieces import run
 
 LAYER = 16
