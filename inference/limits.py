@@ -187,7 +187,7 @@ DESCRIPTION_CHARS_MAX = 1_000
 
 DERIVED_MODELS_MAX = 4
 """Derived models served. Each holds its own embedding, attention and feed-forward outputs: 260 MB of SmolLM2 in
-float32, some 40 % of the model, and about a second of start-up."""
+float32, some 40 % of the model, and takes a second or two at start."""
 
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""

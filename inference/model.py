@@ -68,10 +68,10 @@ class Model:
         self._head = make_linear(head, None)
         self._cos, self._sin = _rotary_tables(config, device)  # [context, d_head / 2], float32
 
-    def with_writers(self, *, embedding: Tensor, outs: Sequence[Tensor], downs: Sequence[Tensor]) -> Model:
+    def with_writers(self, *, embedding: Tensor, outs: Sequence[Linear], downs: Sequence[Linear]) -> Model:
         """A model with other matrices that write to the residual; it shares everything else with this one.
 
-        embedding [vocab_size, d_model], outs and downs [d_model, d_in] per layer. The output head stays what it is here,
+        embedding [vocab_size, d_model]; outs and downs per layer, from `linear`. The output head stays what it is here,
         so a tied one is untied.
         """
         blocks = zip(self._blocks, outs, downs, strict=True)
@@ -79,12 +79,11 @@ class Model:
         other.config = dataclasses.replace(self.config, tie_word_embeddings=False)
         other.forward_passes = 0
         other._embedding = embedding.to(device=self.device, dtype=self.dtype)  # noqa: SLF001 - of this class
-        other._blocks = [  # noqa: SLF001
-            dataclasses.replace(block, out=self._linear(out), down=self._linear(down)) for block, out, down in blocks
-        ]
+        other._blocks = [dataclasses.replace(block, out=out, down=down) for block, out, down in blocks]  # noqa: SLF001
         return other
 
-    def _linear(self, weight: Tensor) -> Linear:
+    def linear(self, weight: Tensor) -> Linear:
+        """A product with weight [d_out, d_in] as this model runs its own."""
         return make_linear(weight.to(device=self.device, dtype=self.dtype), None)
 
     @torch.inference_mode()

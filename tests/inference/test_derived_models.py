@@ -22,10 +22,11 @@ from inference.kv import KvCache
 from inference.limits import DERIVED_MODELS_MAX
 from inference.loading import LoadedModel
 from inference.model import Model, Span
+from inference.prepare import find_gguf
 from inference.steering.combining import basis
 from inference.steering.safetensors_file import FileError
 from inference.steering.vector import Kind, StoredVector, direction
-from inference.weights import open_source
+from inference.weights import open_source, read_tensors
 
 MODEL_ID = "smollm2-135m-instruct"
 
@@ -42,7 +43,7 @@ def finished(work) -> Any:
             fractions.append(next(work))
     except StopIteration as end:
         assert fractions == sorted(fractions)
-        assert 0 < fractions[0] <= fractions[-1] <= 1
+        assert 0 <= fractions[0] < fractions[-1] <= 1
         return end.value
 
 
@@ -97,7 +98,7 @@ def test_an_output_head_that_stayed_tied_would_be_wrong(loaded: LoadedModel, mod
     untied = Model(untied_config, tensors, dtype=torch.float32, device=torch.device("cpu"))
     ids = loaded.tokenizer.encode("The capital of France is", add_special_tokens=True)
     assert torch.equal(logits(untied, ids), logits(derived, ids))  # and sharing changes nothing
-    assert float((logits(tied, ids) - logits(derived, ids)).abs().max()) > 0.01
+    assert float((logits(tied, ids) - logits(derived, ids)).abs().max()) > 0.3
 
 
 def logits(model: Model, ids: list[int]) -> torch.Tensor:
@@ -120,6 +121,13 @@ def test_the_base_model_is_left_as_it_was(loaded: LoadedModel, derived: Model, m
     assert torch.equal(logits(fresh, ids), logits(loaded.model, ids))
     assert loaded.model.config.tie_word_embeddings
     assert not derived.config.tie_word_embeddings
+
+
+def test_weights_are_read_again_from_a_gguf_file_as_well(model_directory: Path):
+    names = frozenset({"model.layers.3.self_attn.o_proj.weight", "model.layers.29.mlp.down_proj.weight"})
+    from_gguf, from_directory = (dict(read_tensors(path, names)) for path in (find_gguf(), model_directory))
+    assert from_gguf.keys() == from_directory.keys() == names
+    assert all(torch.equal(from_gguf[name], from_directory[name]) for name in names)
 
 
 def a_recipe(loaded: LoadedModel, rows: torch.Tensor, model_id: str = "m") -> Recipe:

@@ -181,6 +181,21 @@ def test_waiting_jobs_are_bounded_and_the_oldest_finished_ones_are_forgotten(tmp
     assert not (tmp_path / "j00.json").exists()
 
 
+def test_opening_and_cancelling_in_turn_does_not_fill_the_engine_with_work(monkeypatch):
+    monkeypatch.setattr(table_module, "JOBS_KEPT_MAX", 4)
+    jobs, chores = JobTable(), []
+    for number in range(JOBS_WAITING_MAX):
+        job = jobs.open(f"j{number}", kind=JobKind.EXTRACT)
+        chores.append(JobChore(pieces(0.5), jobs=jobs, job_id=job.id))
+        jobs.cancel(job.id)
+    with pytest.raises(JobsFullError):
+        jobs.open("more", kind=JobKind.EXTRACT)
+    assert [list(chore) for chore in chores] == [[]] * JOBS_WAITING_MAX  # none was forgotten before its turn
+    jobs.open("more", kind=JobKind.EXTRACT)
+    assert [job.id for job in jobs.all()][-1] == "more"
+    assert len(jobs.all()) == 4
+
+
 def test_a_disk_that_refuses_keeps_a_job_out_but_does_not_stop_one_that_runs(tmp_path: Path, monkeypatch, caplog):
     jobs = opened(tmp_path, "running")
 

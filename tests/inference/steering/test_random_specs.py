@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,13 +16,15 @@ from hypothesis import strategies as st
 
 from inference.config import ModelConfig
 from inference.engine import Engine
+from inference.kv import KvCache
 from inference.model import Model, Span
 from inference.request import EndReason, EngineRequest, Handle
 from inference.sampling import SamplingParams
 from inference.steering.building import OPERATIONS
 from inference.steering.program import CompiledSteering
 from inference.steering.spec import SpecError
-from tests.inference.steering.world import World, tiny_model
+from inference.weights import open_source
+from tests.inference.steering.world import CPU, World, tiny_model
 
 SPECS_PER_BATCH = 8
 NEIGHBOUR = (5, 17, 3, 99, 42)
@@ -35,7 +38,7 @@ FITTING = {
     "sae": ["relu", "jump", "topk"],
     "head_add": ["heads"],
 }
-numbers = st.one_of(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, -1.0, 1e-30, 99.0, -100.0]))
+numbers = st.one_of(*[st.floats(-100, 100, width=32)] * 3, st.sampled_from([0.0, 1.0, -1.0, 1e-30, 99.0, -100.0]))
 wrong_numbers = st.sampled_from([float("nan"), float("inf"), -1e300, 101.0, 10**400, True, "1", None])
 
 
@@ -56,7 +59,7 @@ def selectors(negative: bool):
         "positions": some(st.lists(place, min_size=1, max_size=4), 1),
         "windows": some(st.lists(window, min_size=1, max_size=2), 1),
     }
-    return st.one_of(st.sampled_from(["all", "none"]), st.fixed_dictionaries(lists).map(without_none))
+    return st.one_of(st.sampled_from(["all", "all", "none"]), st.fixed_dictionaries(lists).map(without_none))
 
 
 def stretches():
@@ -76,7 +79,7 @@ gates = st.builds(
 )
 PARAMS = {
     "add": {"normalize": some(st.booleans(), 1)},
-    "ablate": {"also": some(st.lists(st.sampled_from(["b", "c", "everywhere"]), unique=True, max_size=3), 1)},
+    "ablate": {"also": some(st.lists(st.sampled_from(["b", "c"]), unique=True, max_size=2), 1)},
     "set_projection": {"value": numbers},
     "cap": {"low": st.floats(-50, 0), "high": some(st.floats(0, 50), 1)},
     "replace": {"to": st.sampled_from(["a", "b", "everywhere"])},
@@ -90,7 +93,7 @@ JUNK = st.one_of(wrong_numbers, st.sampled_from(IDS), st.just({"x": 1}), st.just
 
 @st.composite
 def uses(draw) -> dict[str, Any]:
-    """Mostly right, so that most of them run; one in ten has something wrong put somewhere."""
+    """Mostly right, so that most of them run; one in ten or so has something wrong put somewhere."""
     op = draw(st.sampled_from(list(OPERATIONS)))
     vector_id = draw(st.sampled_from(FITTING.get(op, ["a", "everywhere"])))
     layers = st.lists(st.sampled_from(LAYERS.get(vector_id, [0, 1, 2])), min_size=1, unique=True)
@@ -106,36 +109,45 @@ def uses(draw) -> dict[str, Any]:
         "params": draw(st.fixed_dictionaries(PARAMS.get(op, {})).map(without_none)) or None,
     }
     use = without_none(use)
-    if draw(st.integers(0, 9)) == 0:
+    if draw(st.integers(0, 19)) == 0:
         fields = ["id", "op", "scale", "layers", "point", "apply", "when", "params", "sclae"]
         use[draw(st.sampled_from(fields))] = draw(JUNK)
-    if draw(st.integers(0, 9)) == 0 and isinstance(use.get("params"), dict):
+    if draw(st.integers(0, 19)) == 0 and isinstance(use.get("params"), dict):
         use["params"][draw(st.sampled_from([*use["params"], "position"]))] = draw(JUNK)
     return use
 
 
 specs = st.fixed_dictionaries(
     {
-        "vectors": st.lists(uses(), min_size=0, max_size=4),
+        "vectors": st.lists(uses(), min_size=1, max_size=4),
         "conflict": some(st.sampled_from(["sequential", "sum", "priority", "priority", "sum", "error"]), 1),
     }
 ).map(without_none)
 
 
 class WatchedModel(Model):
-    """Remembers the logits of every row of sequences whose prompt begins as the neighbour's."""
+    """Remembers hidden states and logits of every row of sequences whose prompt is the neighbour's."""
 
     def watch(self) -> None:
-        self.rows: dict[int, list[torch.Tensor]] = {}
+        self.seen: dict[int, tuple[KvCache, list[torch.Tensor]]] = {}
 
-    def logits(self, token_ids, spans: Sequence[Span], **options: Any) -> torch.Tensor:
-        logits = super().logits(token_ids, spans, **options)
+    def hidden(self, token_ids: torch.Tensor, spans: Sequence[Span], **options: Any) -> torch.Tensor:
+        hidden = super().hidden(token_ids, spans, **options)
         if tuple(token_ids.tolist()) == NEIGHBOUR:
-            self.rows[id(spans[0].cache)] = []
+            self.seen[id(spans[0].cache)] = (spans[0].cache, [hidden.clone()])
+        return hidden
+
+    def logits(self, token_ids: torch.Tensor, spans: Sequence[Span], **options: Any) -> torch.Tensor:
+        logits = super().logits(token_ids, spans, **options)
         for span, row in zip(spans, logits, strict=True):
-            if id(span.cache) in self.rows:
-                self.rows[id(span.cache)].append(row.clone())
+            if id(span.cache) in self.seen:
+                self.seen[id(span.cache)][1].append(row.clone())
         return logits
+
+    def neighbour(self) -> list[torch.Tensor]:
+        """What was seen of the one neighbour since `watch`."""
+        [(_, rows)] = self.seen.values()
+        return rows
 
 
 class Outcome:
@@ -170,17 +182,7 @@ def submit(engine: Engine, prompt: tuple[int, ...], steering: CompiledSteering |
 
 @pytest.fixture(scope="module")
 def world(tiny: World, tiny_config: ModelConfig) -> World:
-    model = tiny_model(tiny_config, kind=WatchedModel)
-    model.watch()
-    return World(model, tiny.shelf)
-
-
-@pytest.fixture(scope="module")
-def engine(world: World):
-    engine = Engine(world.model, batch_rows_max=SPECS_PER_BATCH + 1, kv_tokens_max=4096)
-    engine.start()
-    yield engine
-    engine.stop()
+    return World(tiny_model(tiny_config, kind=WatchedModel), tiny.shelf)
 
 
 def compiled_or_none(world: World, spec: dict[str, Any]) -> CompiledSteering | None:
@@ -190,44 +192,88 @@ def compiled_or_none(world: World, spec: dict[str, Any]) -> CompiledSteering | N
     return None
 
 
-@pytest.mark.timeout(900)
-def test_ten_thousand_random_specs_neither_end_the_engine_nor_reach_a_neighbours_row(world: World, engine: Engine):
-    tally = {"run": 0, "refused": 0, "diverged": 0, "applied": 0}
-    plain = submit(engine, NEIGHBOUR, None)
-    assert plain.over.wait(60)
-    [expected] = world.model.rows.values()
+class Crowd:
+    """An engine that runs batches of random specs beside one plain request, and what came of them."""
 
-    @settings(
-        max_examples=10_000 // SPECS_PER_BATCH,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(specs, min_size=SPECS_PER_BATCH, max_size=SPECS_PER_BATCH), st.integers(1, 40))
-    def batches(wanted: list[dict[str, Any]], length: int) -> None:
-        world.model.watch()
-        programs = [compiled_or_none(world, spec) for spec in wanted]
-        tally["refused"] += programs.count(None)
-        steered = []
-        for i, program in enumerate(programs):
-            if program is not None:
-                steered.append((submit(engine, (9, *range(50, 49 + length + i)), program), program))
-        neighbour = submit(engine, NEIGHBOUR, None)
+    def __init__(self, world: World) -> None:
+        assert isinstance(world.model, WatchedModel)
+        self.world, self.model = world, world.model
+        self.engine = Engine(world.model, batch_rows_max=SPECS_PER_BATCH + 1, kv_tokens_max=4096, prefix_tokens_max=0)
+        self.tally = {"run": 0, "refused": 0, "diverged": 0, "applied": 0}
+
+    def __enter__(self) -> Crowd:
+        self.engine.start()
+        self.model.watch()
+        self.plain = submit(self.engine, NEIGHBOUR, None)
+        assert self.plain.over.wait(60)
+        self.expected = self.model.neighbour()
+        assert len(self.expected) == len(self.plain.ids)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.stop()
+        assert self.engine.kv_tokens_reserved == 0
+        print(self.tally)  # noqa: T201 - shown with -s
+
+    def run(self, wanted: list[dict[str, Any]], length: int) -> None:
+        self.model.watch()
+        programs = [compiled_or_none(self.world, spec) for spec in wanted]
+        self.tally["refused"] += programs.count(None)
+        steered = [
+            (submit(self.engine, (9, *range(50, 49 + length + i)), program), program)
+            for i, program in enumerate(programs)
+            if program is not None
+        ]
+        neighbour = submit(self.engine, NEIGHBOUR, None)
         for outcome, program in steered:
             assert outcome.over.wait(60)
             assert outcome.reason in (EndReason.LENGTH, EndReason.DIVERGED), outcome.reason
-            tally["run"] += 1
-            tally["diverged"] += outcome.reason is EndReason.DIVERGED
-            tally["applied"] += bool(outcome.applied.sites)
+            self.tally["run"] += 1
+            self.tally["diverged"] += outcome.reason is EndReason.DIVERGED
+            self.tally["applied"] += bool(outcome.applied.sites)
             assert len(outcome.applied.gates) == len(program.gates)
             assert 0 <= outcome.applied.relative_dose() <= 1e9
         assert neighbour.over.wait(60)
-        assert neighbour.ids == plain.ids
-        [rows] = world.model.rows.values()
-        assert all(torch.equal(row, wanted_row) for row, wanted_row in zip(rows, expected, strict=True))
+        assert neighbour.ids == self.plain.ids
+        rows = self.model.neighbour()
+        assert all(torch.equal(row, expected) for row, expected in zip(rows, self.expected, strict=True))
 
-    batches()
-    print(tally)  # noqa: T201 - shown with -s
-    assert tally["run"] + tally["refused"] >= 9_500
-    assert tally["applied"] > 3_000  # most of it must not be refused, or nothing was shown
-    assert engine.kv_tokens_reserved == 0
+
+def many(examples: int):
+    return settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+batches = st.lists(specs, min_size=SPECS_PER_BATCH, max_size=SPECS_PER_BATCH)
+
+
+@pytest.mark.timeout(900)
+def test_ten_thousand_random_specs_neither_end_the_engine_nor_reach_a_neighbours_row(world: World):
+    with Crowd(world) as crowd:
+        many(10_000 // SPECS_PER_BATCH)(given(batches, st.integers(1, 40))(crowd.run))()
+    assert crowd.tally["run"] + crowd.tally["refused"] >= 10_000
+    assert crowd.tally["applied"] > 4_000  # most of it must not be refused, or nothing was shown
+
+
+def at_real_layers(spec: dict[str, Any]) -> dict[str, Any]:
+    """Layers of the tiny model as those at which the real one's objects are."""
+    real = {0: 3, 1: 10, 2: 20}
+
+    def moved(use: dict[str, Any]) -> dict[str, Any]:
+        layers, when = use.get("layers"), use.get("when")
+        if isinstance(layers, list):
+            use = use | {"layers": [real.get(layer, layer) for layer in layers]}
+        if isinstance(when, dict) and when.get("layer") in real:
+            use = use | {"when": when | {"layer": real[when["layer"]]}}
+        return use
+
+    return spec | {"vectors": [moved(use) for use in spec["vectors"]]}
+
+
+@pytest.mark.timeout(900)
+def test_random_specs_on_the_real_weights_do_no_harm_either(smol: World, model_directory: Path):
+    source = open_source(model_directory)
+    model = WatchedModel(source.config, source.tensors, dtype=torch.float32, device=CPU)
+    with Crowd(World(model, smol.shelf)) as crowd:
+        wanted = batches.map(lambda several: [at_real_layers(spec) for spec in several])
+        many(30)(given(wanted, st.integers(1, 40))(crowd.run))()
+    assert crowd.tally["applied"] > 60
