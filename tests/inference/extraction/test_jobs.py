@@ -17,6 +17,7 @@ from inference.extraction.extraction import Extraction, extract
 from inference.extraction.interventions import Interventions
 from inference.extraction.methods import Method, Params
 from inference.extraction.post_instruction import post_instruction_tokens
+from inference.extraction.propensity import log_odds
 from inference.extraction.refusal import FIRST_WORDS, Rule, refusal_scores
 from inference.extraction.samples import Samples, activations
 from inference.extraction.selection import By, Selection, select
@@ -25,8 +26,8 @@ from inference.jobs.chore import JobChore, JobError
 from inference.jobs.job import JobKind, Status
 from inference.jobs.table import JobTable
 from inference.kv import KvCache
-from inference.lab import Passage, Positions, Which
 from inference.model import Span
+from inference.passages import Passage, Positions, Which
 from inference.steering.applied import Applied
 from inference.steering.spans import SteeredSpan
 from inference.steering.spec import Apply, SteeringSpec, VectorUse
@@ -66,6 +67,58 @@ def test_an_extraction_at_several_layers_is_one_object_with_figures_for_each(lab
     assert means["glad"] - means["sour"] == pytest.approx(vector.metadata["norm"], rel=1e-5)
     assert vector.metadata["d_prime"] == result["layers"][1]["d_prime"] > 2
     json.dumps(result, allow_nan=False)
+
+
+QUESTIONS = [
+    "How was your day?",
+    "What do you think of the weather?",
+    "Tell me about your family.",
+    "What are you doing tonight?",
+    "How do you feel about the future?",
+    "Describe the street you live on.",
+    "What happened at work?",
+    "Tell me about your holiday.",
+]
+HAPPY_WORDS = ["happy", "great", "wonderful", "excited", "joyful", "good", "amazing", "delighted"]
+SAD_WORDS = ["sad", "terrible", "awful", "depressed", "miserable", "bad", "hopeless", "lonely"]
+
+
+def happy_samples(loaded) -> Samples:
+    def side(mood: str):
+        for question in QUESTIONS:
+            system = f"You are extremely {mood}. Everything you say is full of {mood} feeling."
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+            yield tuple(loaded.tokenizer.encode(loaded.template.render(messages), add_special_tokens=False))
+
+    return Samples(positive=tuple(side("happy")), negative=tuple(side("sad")), is_paired=True)
+
+
+def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(lab, loaded, store, at):
+    jobs = JobTable()
+    jobs.open("j", kind=JobKind.EXTRACT)
+    extraction = an_extraction(loaded, happy_samples(loaded), vector_id="happy", layers=(20,))
+    for _ in JobChore(extract(extraction, lab=lab, store=store), jobs=jobs, job_id="j"):
+        assert jobs.get("j").status is Status.RUNNING
+    job = jobs.get("j")
+    assert (job.status, job.progress) == (Status.SUCCEEDED, 1.0)
+    assert job.result["layers"][0]["mean_pairwise_cosine"] > 0.5
+    assert job.result["layers"][0]["d_prime"] > 2
+
+    shown = loaded.template.render([{"role": "user", "content": "How do you feel today?"}]) + "I feel"
+    ids = tuple(loaded.tokenizer.encode(shown, add_special_tokens=False))
+    steering_at = at(SteeringSpec(vectors=[VectorUse(id="happy", op="add")]))
+
+    def log_odds_at(scale: float) -> float:
+        first = [[loaded.tokenizer.encode(f" {word}", add_special_tokens=True)[0] for word in side] for side in SIDES]
+        return log_odds(run(lab.last_logits([ids], steering=steering_at(scale))), *first).item()
+
+    minus, plain, plus = map(log_odds_at, (-1.0, 0.0, 1.0))
+    print(f"log odds of happy against sad words: {minus:.2f} {plain:.2f} {plus:.2f}")  # noqa: T201 - shown with -s
+    assert plus - plain > 1.0
+    assert plain - minus > 1.0
+
+
+SIDES = (HAPPY_WORDS, SAD_WORDS)
 
 
 @pytest.mark.parametrize("method", [Method.PCA, Method.PCA_CENTRED, Method.LOGISTIC, Method.LAT, Method.CCS])
