@@ -8,7 +8,10 @@ from aiohttp import web
 
 from inference import limits
 from inference.datasets import NAMES
-from inference.server import completions, datasets, extraction, jobs, models, vectors
+from inference.extraction.evaluation import Metric
+from inference.extraction.methods import Method
+from inference.extraction.selection import By
+from inference.server import completions, datasets, evaluation, extraction, jobs, models, vectors
 from inference.server.errors import ApiError, errors_as_json, json_response
 from inference.server.service import SERVICE, Service
 from inference.steering.building import ALL_WRITES, OPERATIONS
@@ -33,7 +36,10 @@ def make_app(service: Service) -> web.Application:
             web.get("/v1/models", models.list_models, allow_head=False),
             web.delete("/v1/models/{id}", models.delete_model),
             web.post("/v1/steering/orthogonalize", models.orthogonalize),
-            web.post("/v1/steering/extract", extraction.extract),
+            web.post("/v1/steering/extract", extraction.extract_vector),
+            web.post("/v1/steering/select", extraction.select_vector),
+            web.post("/v1/steering/calibrate", evaluation.calibrate_steering),
+            web.post("/v1/steering/evaluate", evaluation.evaluate_steering),
             web.get("/v1/steering/datasets", datasets.list_datasets, allow_head=False),
             web.get("/v1/jobs", jobs.list_jobs, allow_head=False),
             web.get("/v1/jobs/{id}", jobs.get_job, allow_head=False),
@@ -95,6 +101,12 @@ async def _capabilities(request: web.Request) -> web.Response:
             "derived_models_max": limits.DERIVED_MODELS_MAX,
         },
         "datasets": list(NAMES),
-        "extraction": {"methods": ["mean_difference"], "tokens": ["last", "mean"], "pairs_max": limits.PAIRS_MAX},
+        "extraction": {
+            "methods": list(Method),
+            "tokens": ["last", "mean", "post_instruction", "all"],
+            "selections": list(By),
+            "metrics": list(Metric),
+            "pairs_max": limits.PAIRS_MAX,
+        },
     }
     return json_response(document)

@@ -11,7 +11,6 @@ from inference.limits import (
     CACHE_SALT_CHARS_MAX,
     DESCRIPTION_CHARS_MAX,
     MESSAGES_MAX,
-    PAIRS_MAX,
     SCALE_ABS_MAX,
     SPEC_VECTORS_MAX,
     STOP_BYTES_MAX,
@@ -97,20 +96,6 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
 
 class CompletionRequest(Generation, frozen=True, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)]
-
-
-_Texts = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=PAIRS_MAX)]
-
-
-class ExtractRequest(Strict, frozen=True, kw_only=True):
-    id: Identifier
-    method: Literal["mean_difference"]
-    positive: _Texts
-    negative: _Texts
-    layer: int
-    token: Literal["last", "mean"] = "last"  # noqa: S105 - a position, no password
-    chat: bool = False
-    job_id: Identifier | None = None
 
 
 class UploadRequest(Strict, frozen=True, kw_only=True):
