@@ -52,7 +52,7 @@ def orthogonalization(
         id=model_id,
         base_digest_sha256=base.digest_sha256,
         basis=directions,
-        vectors=tuple((vector.id, vector.digest_sha256) for vector in vectors),
+        vectors=tuple((vector.id, vector.layers[0], vector.digest_sha256) for vector in vectors),
         created_s=int(clock()),
         logit_difference_max=worst,
     )

@@ -135,7 +135,7 @@ def a_recipe(loaded: LoadedModel, rows: torch.Tensor, model_id: str = "m") -> Re
         id=model_id,
         base_digest_sha256=loaded.digest_sha256,
         basis=rows,
-        vectors=(("a", "0" * 64),),
+        vectors=(("a", 12, "0" * 64),),
         created_s=1_800_000_000,
         logit_difference_max=2e-5,
     )
@@ -278,6 +278,18 @@ async def test_an_orthogonalised_model_is_made_listed_asked_steered_and_deleted_
     status, body = await client.call("DELETE", f"/v1/models/{MODEL_ID}")
     assert (status, body["error"]["code"]) == (400, "not_derived")
     assert (await client.chat(temperature=0, max_tokens=8))[1]["choices"] == plain["choices"]
+
+
+async def test_of_a_vector_with_many_layers_the_one_that_extraction_selected_is_taken(client):
+    values = {layer: torch.randn(576, generator=torch.Generator().manual_seed(layer)) for layer in (8, 12)}
+    metadata = {"model_digest": None, "selected_layer": 12}
+    client.service.store.add(direction(id="many", values=values, metadata=metadata))
+    asked = {"model": "m", "vectors": ["many"], "job_id": "j"}
+    assert (await client.call("POST", "/v1/steering/orthogonalize", asked))[0] == 202
+    assert (await job_result(client, "j"))["result"]["logit_difference_max"] <= 1e-4
+    recipe = client.service.derived.get("m").recipe
+    assert recipe.vectors[0][:2] == ("many", 12)
+    assert torch.allclose(recipe.basis[0], values[12] / values[12].norm(), atol=1e-6)
 
 
 async def test_answers_of_a_model_that_is_deleted_come_to_their_end(client, derived: Model, loaded, rows):
