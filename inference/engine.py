@@ -92,6 +92,12 @@ class Engine:
             return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
+    def prompts_waiting(self) -> int:
+        """Requests whose first token is still to come."""
+        with self._lock:
+            return len(self._waiting) + len(self._prefilling)
+
+    @property
     def kv_tokens_reserved(self) -> int:
         """Tokens of key-value memory held by running requests."""
         return sum(sequence.request.kv_tokens for sequence in (*self._prefilling, *self._decoding))
@@ -145,7 +151,7 @@ class Engine:
             try:
                 self._prefill.admit(sequence, room_tokens=self._kv_tokens_max - self.kv_tokens_reserved)
                 sequence.cache = KvCache(model.config, capacity=needed, dtype=model.dtype, device=model.device)
-            except (RuntimeError, MemoryError):  # the machine has less memory than it was configured for
+            except (RuntimeError, OSError):  # the machine has less memory than it was configured for
                 self._fail([sequence])
 
     def _prefill_some(self) -> None:

@@ -122,7 +122,7 @@ class Prefill:
                 )
                 self.prefix.keep(names[: math.ceil(end / PREFILL_CHUNK_TOKENS)], piece, tokens_max=room_tokens)
                 start = end
-        except (RuntimeError, MemoryError):  # the machine has less memory than it was configured for
+        except (RuntimeError, OSError):  # the machine has less memory than it was configured for
             _log.exception("no memory for the prefix cache")
             self.prefix.shrink(0)
         sequence.settle()

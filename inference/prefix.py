@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
+from inference.kv import key_value_memory
 from inference.limits import GATE_DECISIONS_MAX
 from inference.steering.applied import Applied
 
@@ -90,9 +91,7 @@ class PrefixCache:
         self._drop(names[-1])
         self.touch(names)  # what leads to this piece goes last
         self.shrink(room)
-        logits = None if piece.logits is None else piece.logits.clone()
-        copied = dataclasses.replace(piece, keys_values=piece.keys_values.clone(), logits=logits)
-        self._pieces[names[-1]] = copied
+        self._pieces[names[-1]] = _copied(piece)
         self.tokens += cost
         self.touch(names)
 
@@ -127,3 +126,11 @@ class PrefixCache:
 
     def _cost(self, piece: Piece) -> int:
         return piece.tokens + (0 if piece.logits is None else self._logits_tokens)
+
+
+def _copied(piece: Piece) -> Piece:
+    source = piece.keys_values
+    keys_values = key_value_memory(tuple(source.shape), dtype=source.dtype, device=source.device).copy_(source)
+    return dataclasses.replace(
+        piece, keys_values=keys_values, logits=None if piece.logits is None else piece.logits.clone()
+    )
