@@ -84,6 +84,45 @@ PAIRS_MAX = 256
 TEXT_BYTES_MAX = 16_384
 """One text of an extraction, in UTF-8 bytes: about 4,000 tokens, half of the default model's context."""
 
+PROMPTS_MAX = 256
+"""Prompts of one calibration or evaluation; the 95th percentile of 256 answers of 32 tokens rests on 400 tokens."""
+
+EXTRACTION_LAYERS_MAX = 256
+"""Block outputs read by one extraction: `VECTOR_LAYERS_MAX`, what one stored object may hold."""
+
+ACTIVATION_VALUES_MAX = 1 << 28
+"""Numbers that one extraction may hold, 1 GiB of float32: 512 texts at all 30 layers of the default model take 9 M."""
+
+SELECT_CANDIDATES_MAX = 1_024
+"""Layers times positions of one selection. By refusal each takes three passes over the held-out prompts."""
+
+SELECT_TOKENS_MAX = 64
+"""Positions named in one selection; the default model's template has five tokens behind an instruction."""
+
+EVALUATE_PASSAGES_MAX = 4_096
+"""Texts run for one point of a propensity curve: prompts times answers. About five minutes on two cores."""
+
+EVALUATE_SCALES_MAX = 33
+"""Points of one propensity curve; each runs all prompts once or twice."""
+
+TARGET_WORDS_MAX = 64
+"""Words of one side of a propensity."""
+
+ANSWER_TOKENS_MAX = 256
+"""Tokens of an answer that is judged or diverged from. Refusals begin with their reason; 32 are enough to see one."""
+
+LAB_BATCH_ROWS_MAX = 16
+"""Answers made side by side for a job. A decode step of 16 rows takes about 40 ms on two cores; requests wait for it."""
+
+LAB_BATCH_TOKENS_MAX = 16_384
+"""Prompt and answer tokens made side by side for a job: 0.75 GB of SmolLM2-135M's keys and values in float32."""
+
+LAB_STEP_TOKENS_MAX = 128
+"""Tokens run at a time for a job; requests wait for it. Twice as many save 7 % of the time, half as many cost 30 %."""
+
+LAB_HEAD_ROWS = 64
+"""Positions whose distributions exist at a time: 25 MB of SmolLM2's in float64, for each of the models compared."""
+
 VECTORS_STORED_MAX = 4_096
 """Vectors in one store. Listing them is one answer of about 2 MB then."""
 
@@ -135,8 +174,21 @@ IMPORT_TENSORS_MAX = 3 * VECTOR_LAYERS_MAX
 IMPORT_BYTES_MAX = VECTOR_BYTES_MAX + 2 * IMPORT_HEADER_BYTES_MAX
 """A file to import: the largest object and its header."""
 
+GGUF_KEYS_MAX = 64
+"""Metadata keys of a GGUF control vector; llama.cpp and repeng write three."""
+
+GGUF_TEXT_BYTES_MAX = 4_096
+"""Longest key, value or name in a GGUF control vector. The longest known is a model hint of some 20 bytes."""
+
 IMPORTS_AT_ONCE_MAX = 2
 """Imports read at the same time, each of up to three times `IMPORT_BYTES_MAX` in memory."""
+
+DESCRIPTION_CHARS_MAX = 1_000
+"""A description of a vector; a list of 4,096 stays below 5 MB."""
+
+DERIVED_MODELS_MAX = 4
+"""Derived models served. Each holds its own embedding, attention and feed-forward outputs: 260 MB of SmolLM2 in
+float32, some 40 % of the model, and takes a second or two at start."""
 
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""

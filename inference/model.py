@@ -8,6 +8,7 @@ LlamaForCausalLM and Qwen2ForCausalLM in the tests.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -66,6 +67,24 @@ class Model:
         head = self._embedding if config.tie_word_embeddings else tensor("lm_head.weight")
         self._head = make_linear(head, None)
         self._cos, self._sin = _rotary_tables(config, device)  # [context, d_head / 2], float32
+
+    def with_writers(self, *, embedding: Tensor, outs: Sequence[Linear], downs: Sequence[Linear]) -> Model:
+        """A model with other matrices that write to the residual; it shares everything else with this one.
+
+        embedding [vocab_size, d_model]; outs and downs per layer, from `linear`. The output head stays what it is here,
+        so a tied one is untied.
+        """
+        blocks = zip(self._blocks, outs, downs, strict=True)
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, tie_word_embeddings=False)
+        other.forward_passes = 0
+        other._embedding = embedding.to(device=self.device, dtype=self.dtype)  # noqa: SLF001 - of this class
+        other._blocks = [dataclasses.replace(block, out=out, down=down) for block, out, down in blocks]  # noqa: SLF001
+        return other
+
+    def linear(self, weight: Tensor) -> Linear:
+        """A product with weight [d_out, d_in] as this model runs its own."""
+        return make_linear(weight.to(device=self.device, dtype=self.dtype), None)
 
     @torch.inference_mode()
     def logits(

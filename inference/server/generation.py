@@ -49,8 +49,6 @@ class Plan:
 
 def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: VectorStore) -> Plan:
     """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model."""
-    if body.model != loaded.id:
-        raise ApiError(404, f"the model {body.model!r} does not exist", code="model_not_found", param="model")
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options needs stream", param="stream_options")
     steering = _steering(body, loaded, store)
@@ -137,7 +135,7 @@ def _steering(
     if body.steering is None:
         return None
     try:
-        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.digest_sha256)
+        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
     except SpecError as error:
         raise bad_request(str(error), param=error.param, code=error.code) from error
 

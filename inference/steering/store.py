@@ -104,9 +104,10 @@ class VectorStore:
         return self._directory / f"{vector_id}{_SUFFIX}"
 
 
-def file_content(vector: StoredVector) -> bytes:
-    """The object as a safetensors file; the same bytes for the same object."""
-    header = {"kind": vector.kind, "layers": vector.layers, "metadata": dict(vector.metadata)}
+def file_content(vector: StoredVector, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The object, or with other metadata, as a safetensors file; the same bytes for the same content."""
+    told = dict(vector.metadata if metadata is None else metadata)
+    header = {"kind": vector.kind, "layers": vector.layers, "metadata": told}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return safetensors_file.write(vector.tensors, {METADATA_KEY: text})
 

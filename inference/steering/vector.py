@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.config import ModelConfig
 from inference.limits import (
     METADATA_BYTES_MAX,
     VECTOR_BYTES_MAX,
@@ -39,7 +40,7 @@ class Kind(enum.StrEnum):
 
 
 class BadVectorError(ValueError):
-    """These tensors are no object of that kind. `code`: wrong_shape, bad_vector, bad_metadata or too_large."""
+    """These tensors are no object of that kind. `code` is stable and for machines."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
@@ -114,6 +115,20 @@ def direction(*, id: str, values: Mapping[int, Tensor], metadata: Mapping[str, A
     layers = tuple(sorted(values))
     tensors = {f"direction.{layer}": values[layer] for layer in layers}
     return StoredVector(id=id, kind=Kind.DIRECTION, layers=layers, tensors=tensors, metadata=metadata)
+
+
+def check_fits(vector: StoredVector, config: ModelConfig) -> None:
+    """Raises BadVectorError (wrong_dimension, bad_layer) unless the object has the sizes of a model."""
+    if vector.kind is Kind.HEADS:
+        shape = tuple(vector.tensors[f"heads.{vector.layers[0]}"].shape)
+        if shape != (config.n_heads, config.d_head):
+            message = f"the heads are {list(shape)}, the model's {[config.n_heads, config.d_head]}"
+            raise BadVectorError(message, code="wrong_dimension")
+    elif vector.width != config.d_model:
+        raise BadVectorError(f"the dimension is {vector.width}, the model's {config.d_model}", code="wrong_dimension")
+    if vector.layers[-1] >= config.n_layers:
+        message = f"layer {vector.layers[-1]} does not exist; block outputs are 0 to {config.n_layers - 1}"
+        raise BadVectorError(message, code="bad_layer")
 
 
 def _check_metadata(kind: Kind, metadata: Mapping[str, Any]) -> None:

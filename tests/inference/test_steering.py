@@ -6,10 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference.extraction.chore import Extraction, extraction_chore
-from inference.extraction.mean_difference import DegenerateError, mean_difference
-from inference.jobs.job import JobKind
-from inference.jobs.table import JobTable
 from inference.loading import LoadedModel
 from inference.model import Span
 from inference.steering.applied import Applied
@@ -19,19 +15,6 @@ from inference.steering.spec import SpecError, SteeringSpec, VectorUse
 from inference.steering.store import ExistsError, VectorStore
 from inference.steering.table import SteeredSpan, SteeringTable
 from inference.steering.vector import StoredVector, direction
-
-QUESTIONS = [
-    "How was your day?",
-    "What do you think of the weather?",
-    "Tell me about your family.",
-    "What are you doing tonight?",
-    "How do you feel about the future?",
-    "Describe the street you live on.",
-    "What happened at work?",
-    "Tell me about your holiday.",
-]
-HAPPY_WORDS = ["happy", "great", "wonderful", "excited", "joyful", "good", "amazing", "delighted"]
-SAD_WORDS = ["sad", "terrible", "awful", "depressed", "miserable", "bad", "hopeless", "lonely"]
 
 
 def a_vector(
@@ -209,80 +192,3 @@ def test_vectors_survive_a_restart_and_rubbish_of_a_crash_does_not(tmp_path: Pat
     assert not (tmp_path / "half.partial").exists()
     with pytest.raises(ExistsError):
         reopened.add(a_vector("kept"))
-
-
-def test_the_mean_difference_and_its_figures_are_what_their_formulas_say():
-    negative = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
-    positive = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
-    found = mean_difference(positive, negative)
-    assert found.vector.tolist() == [2.0, 0.0]
-    assert (found.norm, found.mean_pairwise_cosine) == (2.0, pytest.approx(1.0))
-    assert found.residual_norm == pytest.approx((3 + 5**0.5 + 0 + 2) / 4)
-    assert found.d_prime == pytest.approx(2.0 / ((2.0 + 0.0) / 2) ** 0.5)  # variances 2 and 0 along the direction
-    assert mean_difference(positive[:1], negative[:1]).d_prime is None
-    with pytest.raises(DegenerateError):
-        mean_difference(positive, positive)
-
-
-def happy_extraction(loaded: LoadedModel, *, token: str = "last") -> Extraction:
-    def side(mood: str):
-        def ids(question: str):
-            messages = [
-                {
-                    "role": "system",
-                    "content": f"You are extremely {mood}. Everything you say is full of {mood} feeling.",
-                },
-                {"role": "user", "content": question},
-            ]
-            return tuple(loaded.tokenizer.encode(loaded.template.render(messages), add_special_tokens=False))
-
-        return tuple(ids(question) for question in QUESTIONS)
-
-    provenance = {"method": "mean_difference", "model_digest": loaded.digest_sha256}
-    return Extraction(
-        vector_id="happy", layer=20, token=token, positive=side("happy"), negative=side("sad"), provenance=provenance
-    )
-
-
-def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
-    loaded: LoadedModel, store: VectorStore, compiled, new_cache
-):
-    jobs = JobTable()
-    jobs.open("j", kind=JobKind.EXTRACT)
-    for _ in extraction_chore(happy_extraction(loaded), model=loaded.model, store=store, jobs=jobs, job_id="j"):
-        assert jobs.get("j").status == "running"
-    job = jobs.get("j")
-    assert (job.status, job.progress) == ("succeeded", 1.0)
-    assert job.result["mean_pairwise_cosine"] > 0.5
-    assert job.result["d_prime"] > 2
-
-    def log_odds(scale: float) -> float:
-        ids = loaded.tokenizer.encode(
-            loaded.template.render([{"role": "user", "content": "How do you feel today?"}]) + "I feel",
-            add_special_tokens=False,
-        )
-        steering = compiled(VectorUse(id="happy", op="add", scale=scale))
-        span = SteeredSpan(token_ids=tuple(ids), start=0, prompt_tokens=len(ids), steering=steering, applied=Applied())
-        table = SteeringTable([span], device=torch.device("cpu"))
-        logits = loaded.model.logits(torch.tensor(ids), [Span(new_cache(), len(ids))], steering=table or None)[0]
-
-        def words(texts):
-            return [loaded.tokenizer.encode(f" {text}", add_special_tokens=True)[0] for text in texts]
-
-        return float(logits[words(HAPPY_WORDS)].logsumexp(0) - logits[words(SAD_WORDS)].logsumexp(0))
-
-    minus, plain, plus = log_odds(-1.0), log_odds(0.0), log_odds(1.0)
-    print(f"log odds of happy against sad words: {minus:.2f} {plain:.2f} {plus:.2f}")  # noqa: T201 - shown with -s
-    assert plus - plain > 1.0
-    assert plain - minus > 1.0
-
-
-def test_an_extraction_whose_sides_are_equal_fails_with_the_reason(loaded: LoadedModel, store: VectorStore):
-    jobs = JobTable()
-    jobs.open("j", kind=JobKind.EXTRACT)
-    extraction = Extraction(
-        vector_id="x", layer=1, token="mean", positive=((5, 6),), negative=((5, 6),), provenance={"model_digest": None}
-    )
-    list(extraction_chore(extraction, model=loaded.model, store=store, jobs=jobs, job_id="j"))
-    assert jobs.get("j").error["code"] == "degenerate"
-    assert store.all() == []
