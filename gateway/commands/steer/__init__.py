@@ -73,7 +73,7 @@ def _act(arguments: argparse.Namespace, terminal: Terminal) -> int:
     try:
         status: int = arguments.act(arguments, terminal)
     except Refused as refused:
-        place = f" ({refused.param})" if refused.param else ""
+        place = f" ({refused.param})" if refused.param and refused.param not in refused.message else ""
         _complain(arguments, terminal, refused, f"{refused.message}{place}", refused.document())
         return REFUSED
     except JobFailed as failed:

@@ -41,8 +41,9 @@ def run_job(terminal: Terminal, path: str, body: dict[str, Any], *, what: str) -
 def follow(terminal: Terminal, job: dict[str, Any], *, what: str) -> dict[str, Any]:
     """Show a job's progress until it has succeeded. Ctrl-C cancels it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    silent = not terminal.notes.is_terminal
     try:
-        with Progress(*columns, console=terminal.notes, transient=True) as progress:
+        with Progress(*columns, console=terminal.notes, transient=True, disable=silent) as progress:
             task = progress.add_task(f"{what}, {job['status']}", total=1.0)
             for state in _states(terminal, job):
                 job = state

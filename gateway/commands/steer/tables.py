@@ -66,7 +66,7 @@ def evaluation_table(result: dict[str, Any]) -> Table:
             ("propensity (nats)", "propensity", 3),
             ("KL, mean", "kl_mean_nats", 3),
             ("KL, p95", "kl_p95_nats", 3),
-            ("cross-entropy", "cross_entropy_nats", 3),
+            ("cross entropy", "cross_entropy_nats", 3),
             ("refusals", "refusal_rate", 3),
             ("relative dose", "relative_dose", 3),
         )

@@ -46,7 +46,8 @@ def prompts(arguments: argparse.Namespace) -> list[str] | None:
 def lines(path: Path) -> list[str]:
     """The texts of a file; empty lines are none. Raises `Undecided`."""
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Whole lines: the space before a word is part of it.
+        found = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as fault:
         raise Undecided(f"{path}: {fault.strerror if isinstance(fault, OSError) else 'not UTF-8'}") from fault
     if not found:

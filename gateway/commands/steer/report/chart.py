@@ -69,6 +69,14 @@ def number_text(value: float | None) -> str:
     return ("0" if text in ("-0", "0") else text).replace("-", "−")
 
 
+def fixed_text(value: float | None, places: int = 3) -> str:
+    """The same number of digits for a whole column."""
+    if value is None:
+        return "–"
+    text = f"{value:,.{places}f}"
+    return (text.removeprefix("-") if float(text.replace(",", "")) == 0 else text).replace("-", "−")
+
+
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers, from at or below `low` to at or above `high`."""
     if high <= low:
@@ -153,7 +161,9 @@ def _references(chart: Chart, frame: _Frame) -> list[str]:
             continue
         y = frame.y(value)
         parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{WIDTH - RIGHT}" y="{y - 5:.1f}">{escape(word)}</text>')
+        # In the middle, where curves over the scale are low.
+        place = f'x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{y - 5:.1f}"'
+        parts.append(f'<text class="tick middle" {place}>{escape(word)}</text>')
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.commands.steer.report.chart import Chart, Series, number_text
+from gateway.commands.steer.report.chart import Chart, Series, fixed_text, number_text
 from gateway.commands.steer.report.layers import figures_by_layer
 from gateway.commands.steer.report.page import Figure, Page, page_html
 from gateway.commands.steer.report.provenance import columns, facts, use_text
@@ -39,7 +39,7 @@ def evaluation_page(document: Mapping[str, Any]) -> str:
             tiles=_tiles(result),
             figures=_figures(points, result, document["vectors"]),
             headings=[_HEADINGS[name] for name in names],
-            rows=[[number_text(point[name]) for name in names] for point in points],
+            rows=[[_cell(name, point[name]) for name in names] for point in points],
             selected=None,
             facts=[
                 *facts(document, request),
@@ -50,6 +50,10 @@ def evaluation_page(document: Mapping[str, Any]) -> str:
             document=document,
         )
     )
+
+
+def _cell(name: str, value: float | None) -> str:
+    return number_text(value) if name in ("scale", "prompts") else fixed_text(value)
 
 
 def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -76,7 +80,7 @@ def _figures(points: Sequence[Point], result: Mapping[str, Any], vectors: Sequen
         about = "KL(plain ‖ steered) per token of the plain model's own answers: how far distributions move."
         found.append(_figure("Divergence", about, points, series, "KL (nats per token)"))
     if _has(points, "cross_entropy_nats"):
-        about = "How badly the steered model predicts the plain model's answers. The lowest is at scale 0."
+        about = "How badly the steered model predicts the plain model's answers."
         series = [_series(points, "cross_entropy_nats", "cross-entropy")]
         found.append(_figure("Cross-entropy", about, points, series, "nats per token", has_zero=False))
     if _has(points, "refusal_rate"):

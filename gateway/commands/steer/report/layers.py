@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.commands.steer.report.chart import Chart, Series, number_text
+from gateway.commands.steer.report.chart import Chart, Series, fixed_text, number_text
 from gateway.commands.steer.report.page import Figure, Page, page_html
 from gateway.commands.steer.report.provenance import facts
 
@@ -119,8 +119,8 @@ def _cells(row: Row, *, with_effect: bool) -> list[str]:
         effect = row["effect"] or {}
         share = effect.get("share_negative")
         cells += [
-            number_text(effect.get("mean")),
-            number_text(effect.get("sd")),
+            fixed_text(effect.get("mean")),
+            fixed_text(effect.get("sd")),
             "–" if share is None else f"{share:.0%}",
         ]
     return cells
