@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 46
 TICKS_WANTED = 5
 X_TICKS_MAX = 11
 POINT_RADIUS, HIT_RADIUS = 4, 11
@@ -83,7 +83,7 @@ def ticks(low: float, high: float) -> list[float]:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / TICKS_WANTED
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * number, 12) for number in range(first, last + 1)]
 

@@ -30,7 +30,6 @@ def evaluation_page(document: Mapping[str, Any]) -> str:
     request, result = document["requests"]["evaluate"], document["result"]
     points = sorted(result["points"], key=lambda point: float(point["scale"]))
     names = columns(points, tuple(_HEADINGS))
-    seed = request.get("seed", 0)
     return page_html(
         Page(
             title=f"Steering: {document['title']}",
@@ -43,9 +42,7 @@ def evaluation_page(document: Mapping[str, Any]) -> str:
             selected=None,
             facts=[
                 *facts(document, request),
-                ("answers", f"greedy, {request.get('answer_tokens', 32)} tokens at most; nothing is drawn"),
-                ("seed", f"{seed}, of the Bayesian comparison alone"),
-                ("a change counts", f"above {request.get('rope_nats', 0.1)} nats"),
+                *_how(request, names),
             ],
             document=document,
         )
@@ -56,16 +53,27 @@ def _cell(name: str, value: float | None) -> str:
     return number_text(value) if name in ("scale", "prompts") else fixed_text(value)
 
 
+def _how(request: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """What the figures rest on, beside the texts."""
+    found = []
+    if {"kl_mean_nats", "cross_entropy_nats", "refusal_rate"} & set(names):
+        found.append(("answers", f"greedy, {request.get('answer_tokens', 32)} tokens at most; nothing is drawn"))
+    if "propensity" in names:
+        found.append(("seed", f"{request.get('seed', 0)}, of the Bayesian comparison alone"))
+        found.append(("equivalent", f"a change within ±{request.get('rope_nats', 0.1)} nats"))
+    return found
+
+
 def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     slope, bayes = result["steerability"], result["bayes"]
     if slope is not None:
         found.append(
-            (f"{_signed(slope['mean'])} ± {number_text(slope['sd'])}", "nats per unit of scale: mean ± sd of samples")
+            (f"{_signed(slope['mean'])} ± {fixed_text(slope['sd'], 2)}", "nats per unit of scale: mean ± sd of samples")
         )
         found.append((f"{slope['share_negative']:.0%}", "of the samples are steered backwards"))
     if result["sign_symmetry"] is not None:
-        found.append((number_text(result["sign_symmetry"]), "sign symmetry; 1: −s does the opposite of s"))
+        found.append((fixed_text(result["sign_symmetry"], 2), "sign symmetry; 1: −s does the opposite of s"))
     if bayes is not None:
         found.append((f"{bayes['better']:.1%}", "probability that the strongest scale moves a sample forwards"))
     return found
@@ -94,7 +102,7 @@ def _figures(points: Sequence[Point], result: Mapping[str, Any], vectors: Sequen
     for vector in vectors:
         rows = [{"d_prime": None, "residual_norm": None, **row} for row in figures(dict(vector))]
         if len(rows) > 1:
-            found += figures_by_layer(rows, of=f" of {vector['id']}")
+            found += figures_by_layer(rows, of=f" of {vector['id']}, by layer")
     return found
 
 
@@ -142,4 +150,4 @@ def _has(points: Sequence[Point], field: str) -> bool:
 
 
 def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number_text(value)
+    return ("+" if value > 0 else "") + fixed_text(value, 2)

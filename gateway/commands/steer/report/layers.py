@@ -103,11 +103,11 @@ def _measured(series: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[S
 def _tiles(rows: Sequence[Row], won: int) -> list[tuple[str, str]]:
     best = rows[won]
     found = [(str(best["layer"]), "layer selected: the largest d′ on held-out texts")]
-    found.append((number_text(best["d_prime_held_out"]), "d′ on held-out texts there"))
+    found.append((fixed_text(best["d_prime_held_out"], 2), "d′ on held-out texts there"))
     tried = [row for row in rows if row["effect"] is not None]
     if tried:
         strongest = max(tried, key=lambda row: float(row["effect"]["mean"]))
-        effect = number_text(strongest["effect"]["mean"])
+        effect = fixed_text(strongest["effect"]["mean"], 2)
         found.append((str(strongest["layer"]), f"layer where steering does most: {effect} nats per unit of scale"))
     return found
 
