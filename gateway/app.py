@@ -35,9 +35,10 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.listening import bound, port_of, site_on
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
+from gateway.parts import policy_loaded, tallies
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
-from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped, policy_loaded
-from gateway.recovery import recover, tallies
+from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped
+from gateway.recovery import recover
 from gateway.refills import Refills
 from gateway.relay import Relay
 from gateway.serving import Serving, serving

@@ -5,12 +5,9 @@ A leaf never contains what a client or a backend said. Content is for the audito
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
-
-RAISED_NAMED = 12  # a leaf has 2 KB, and the name of an account up to 140 bytes
 
 
 class Leaf(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -88,7 +85,7 @@ class LicenceLapsed(Leaf, frozen=True, kw_only=True, tag="licence_lapsed"):
 
 
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
-    """The ledger debited these bits for this holder."""
+    """The ledger debited these bits for this holder. A lease of very many accounts stands in several, one after the other."""
 
     lease: str
     holder: str
@@ -195,12 +192,6 @@ class Refusals(Leaf, frozen=True, kw_only=True, tag="refusals"):
     """How many requests were refused since the last such leaf, by reason."""
 
     counts: dict[str, int]
-
-
-def policy_loaded(digest: str, *, raised: Sequence[str], at_ms: int) -> PolicyLoaded:
-    """A policy that came into force, in one leaf however many limits it raised."""
-    more = max(len(raised) - RAISED_NAMED, 0)
-    return PolicyLoaded(at_ms=at_ms, policy=digest, raised=tuple(raised[:RAISED_NAMED]), raised_more=more)
 
 
 AnyLeaf = (

@@ -23,8 +23,8 @@ from gateway.audit.witnessed import CONTRADICTED, WITNESSED
 from gateway.ports import AuditFailed
 from gateway.record import Forfeited, Leaf, Released, Sealed, Started
 from gateway.tenure import MEMORY_FILE
+from policy.limits import LEAF_BYTES_MAX
 
-LEAF_BYTES_MAX = 2048
 STEP_BACK_S_MAX = 60.0  # workers of a host write one after the other; more than this is a clock that was set
 EXPLAINED_WITHIN_RECORDS = 10_000  # a clock that was set makes every worker forfeit its leases, on the record, at once
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from gateway.audit.proof import PROOF_BYTES_MAX, BadProof, Proof
 from gateway.audit.reading import LogDirectory
-from gateway.audit.verification import LEAF_BYTES_MAX, read_verifier
+from gateway.audit.verification import read_verifier
 from gateway.commands.audit.reader import directory, leaves, read_bytes
 from gateway.ports import AuditFailed
 from gateway.record import Closed
+from policy.limits import LEAF_BYTES_MAX
 
 _PROVE = """\
 Write a proof that a record is in the log, in the format c2sp.org/tlog-proof: the record, the hashes up to the root, and the
