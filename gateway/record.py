@@ -60,6 +60,16 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
     raised_more: int = 0  # beyond those that a leaf has room for; the ledger has them all
 
 
+class Rekeyed(Leaf, frozen=True, kw_only=True, tag="rekeyed"):
+    """The log's checkpoints are signed by another key from here on: this record is the last that the key before it has signed.
+
+    Both are written as verifiers write them (vkey); they have the log's name.
+    """
+
+    key: str
+    previous: str
+
+
 class LicenceInstalled(Leaf, frozen=True, kw_only=True, tag="licence_installed"):
     """An operating licence came into force, or was found in force at a start."""
 
@@ -201,6 +211,7 @@ AnyLeaf = (
     | Recovered
     | Forfeited
     | PolicyLoaded
+    | Rekeyed
     | LicenceInstalled
     | LicenceAmended
     | LicenceLapsed

@@ -10,10 +10,9 @@ from pathlib import Path
 import msgspec
 
 from gateway.audit.frames import CIPHERTEXT, FRAME_BYTES_MAX, HEAD_BYTES, LEAVES, first_leaf_of, frame_at, frames
-from gateway.audit.notary import TREE
 from gateway.audit.note import BadNote, Checkpoint, Note
 from gateway.audit.segments import SEGMENT_BYTES_MAX, segments_in
-from gateway.audit.tiled import CHECKPOINT, TileFiles, read_note
+from gateway.audit.tiled import CHECKPOINT, TREE, TileFiles, read_note
 from gateway.audit.tiles import TILE_WIDTH
 from gateway.ports import AuditFailed
 from gateway.record import AnyLeaf, Leaf, Sealed

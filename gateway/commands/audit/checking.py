@@ -102,6 +102,7 @@ def _table(summary: Summary) -> Table:
         ("text released", bytes_text(8 * summary.text_bytes)),
         ("charged when it left", f"{summary.released_bits:,} bits"),
         ("refunded since", f"{summary.refunded_bits:,} bits"),
+        ("keys, one after the other", f"{summary.keys:,}"),
         ("older checkpoints continued", f"{summary.checkpoints:,}"),
         ("segments", f"{summary.segments:,}"),
         ("sealed batches", f"{summary.sealed:,} ({bytes_text(8 * summary.sealed_bytes)})"),
