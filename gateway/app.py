@@ -77,6 +77,7 @@ class Gateway:
     def __init__(self, *, config: Config, path: Path | None = None, kept: Kept | None = None) -> None:
         self._path = path
         self._kept = kept
+        self._witnesses = config.quorum.digest if config.quorum is not None else ""
         policy = config.policy
         self.metrics = Metrics()
         self.clock: Clock = SystemClock()
@@ -252,6 +253,7 @@ class Gateway:
                 policy=self.serving.policy.digest,
                 codes=self.codes,
                 boot_id=self.clock.boot_id(),
+                witnesses=self._witnesses,
             )
         )
         await (

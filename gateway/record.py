@@ -24,6 +24,7 @@ class Started(Leaf, frozen=True, kw_only=True, tag="started"):
     policy: str
     codes: str
     boot_id: str
+    witnesses: str = ""  # SHA-256 of the file that says who must cosign the log; none: nobody must
 
 
 class Stopped(Leaf, frozen=True, kw_only=True, tag="stopped"):

@@ -14,6 +14,7 @@ from gateway.audit.books import Books
 from gateway.audit.findings import Findings
 from gateway.audit.keys import EPOCHS, KEY, NEXT_KEY, VERIFIER
 from gateway.audit.note import BadNote, Checkpoint, Note, Verifier
+from gateway.audit.quorum import Quorum
 from gateway.audit.reading import LogDirectory, Record, Unreadable
 from gateway.audit.segments import LOCK
 from gateway.audit.tiled import TREE
@@ -21,6 +22,7 @@ from gateway.audit.tree import EMPTY_ROOT
 from gateway.audit.verified_keys import VerifiedKeys
 from gateway.audit.verified_segments import VerifiedSegments
 from gateway.audit.verified_tree import BESIDE, VerifiedTree
+from gateway.audit.verified_witnesses import VerifiedWitnesses
 from gateway.audit.witnessed import CONTRADICTED, WITNESSED
 from gateway.ports import AuditFailed
 from gateway.record import Forfeited, Leaf, Rekeyed, Released, Sealed, Started
@@ -54,6 +56,8 @@ class Summary:
     refunded_bits: int = 0
     checkpoints: int = 0  # older ones that this log continues
     keys: int = 0  # that have signed it, one after the other
+    witnessed: int = 0  # records of the newest checkpoint that a quorum has cosigned
+    witnessed_s: int | None = None  # when it had, if that was checked
     segments: int = 0
     sealed: int = 0  # batches whose ciphertext is there
     sealed_bytes: int = 0
@@ -75,6 +79,7 @@ class Verification:
         since: Sequence[OldCheckpoint],
         content_kept_s: int | None,
         now_s: float,
+        quorum: Quorum | None = None,
         progress: Callable[[int], None] = lambda count: None,
         begins: Callable[[int], None] = lambda total: None,
     ) -> None:
@@ -85,6 +90,7 @@ class Verification:
         unsigned = list(log.unsigned())
         begins(3 * (log.size + len(unsigned)))
         self._keys = VerifiedKeys(log, given=verifier, findings=self.findings)
+        self._witnesses = VerifiedWitnesses(log, keys=self._keys, quorum=quorum, findings=self.findings, now_s=now_s)
         self._checkpoint()
         self._strangers()
         old = self._old(since)
@@ -92,12 +98,14 @@ class Verification:
         tree = VerifiedTree(
             log,
             unsigned=[record.line for record in unsigned],
-            sizes=[checkpoint.size for _, checkpoint in (*old, *endings)],
+            sizes=[checkpoint.size for _, checkpoint in (*old, *endings, *self._seen())],
             findings=self.findings,
             progress=progress,
         )
         self.summary.checkpoints = sum(self._continues(name, checkpoint, tree) for name, checkpoint in old)
         self.summary.keys = 1 + sum(self._continues(name, checkpoint, tree) for name, checkpoint in endings)
+        for name, checkpoint in self._seen():
+            self._witnessed(name, checkpoint, tree)
         segments = VerifiedSegments(log, hash_of=tree.hash_of, findings=self.findings, progress=progress)
         self._summarise(segments, unsigned=len(unsigned))
         if tree.whole:
@@ -165,6 +173,32 @@ class Verification:
             return True
         return False
 
+    def _seen(self) -> Sequence[tuple[str, Checkpoint]]:
+        """What a quorum of witnesses is said to have seen."""
+        checkpoint = self._witnesses.checkpoint
+        return [(str(self._witnesses.path), checkpoint)] if checkpoint is not None else []
+
+    def _witnessed(self, name: str, checkpoint: Checkpoint, tree: VerifiedTree) -> None:
+        """In a copy that was made while a gateway wrote, it may be newer than the checkpoint: the records must be there."""
+        if checkpoint.size > self._log.size:
+            root = tree.roots.get(checkpoint.size)
+            if root is None:
+                self.findings.found(
+                    name,
+                    f"was cosigned with {checkpoint.size} records, and the log has fewer: it was rolled back; or, in a copy, this"
+                    " file was copied long after the others, while a gateway wrote",
+                )
+            elif root != checkpoint.root:
+                self.findings.found(
+                    name, f"was cosigned with {checkpoint.size} records, which are not those of this log"
+                )
+            else:
+                self.findings.remark(
+                    f"{name}: newer than the checkpoint, as in a copy that was made while a gateway wrote"
+                )
+        elif self._continues(name, checkpoint, tree):
+            self.summary.witnessed, self.summary.witnessed_s = checkpoint.size, self._witnesses.since_s
+
     def _read(self, *, first_kept: int, kept_s: int | None, now_s: float) -> None:
         """Every record: size, form, time, and what it adds up to with those before it."""
         summary, findings = self.summary, self.findings
@@ -191,8 +225,11 @@ class Verification:
             summary.last_ms = leaf.at_ms if isinstance(leaf, Started | Forfeited) else max(summary.last_ms, leaf.at_ms)
             summary.text_bytes += leaf.text_bytes if isinstance(leaf, Released) else 0
             books.take(leaf)
+            if isinstance(leaf, Started):
+                self._witnesses.take(number, leaf)
             if isinstance(leaf, Rekeyed):
                 self._keys.judge(number, leaf, last=number + 1 == self.summary.records)
+        self._witnesses.judge_file()
         if stepped is not None:
             what = f"is {stepped[1]:.0f} s older than one before it, and no holder began or forfeited its leases for it"
             findings.found(f"record {stepped[0]}", what)

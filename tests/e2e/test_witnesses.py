@@ -219,8 +219,14 @@ def test_witnesses_go_on_with_a_log_that_changed_its_key_as_soon_as_they_are_giv
     until(lambda: gateway.ask().status == 200, what="it is witnessed again", seconds=20)
     until(lambda: witnessed(gateway) > seen, what="and goes on")
     assert gateway.stop() == 0
-    verified = weir("audit", "verify", str(audit), "--key", first, "--since", str(audit / "witnessed"))
+    verify = ("audit", "verify", str(audit), "--key", first, "--since", str(audit / "witnessed"), "--witnesses")
+    verified = weir(*verify, str(neighbours.file))
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert f"{witnessed(gateway):,}, at 2" in verified.stdout
+    neighbours.file.write_text(neighbours.file.read_text() + "# and friends\n")
+    verified = weir(*verify, str(neighbours.file))
+    assert verified.returncode == 1, "it is not the file that was in force"
+    assert "the file that you gave has SHA-256" in " ".join(verified.stdout.split())
 
 
 def test_check_names_the_mistake_in_the_witnesses_file_and_serve_does_not_start(

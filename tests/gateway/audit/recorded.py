@@ -13,6 +13,7 @@ from gateway.audit import segments
 from gateway.audit.keys import prepare
 from gateway.audit.log import SignedLog
 from gateway.audit.note import Signer, Verifier
+from gateway.audit.quorum import Quorum
 from gateway.audit.sealing import AuditorSecret, auditor_secret, public_bytes
 from gateway.audit.verification import OldCheckpoint, Verification
 from gateway.clock import SystemClock
@@ -42,8 +43,11 @@ class Recorder:
         self.lease = f"lease of {holder}"
         self.spent: Counter[str] = Counter()
 
-    async def begin(self, bits: int = 10**9) -> None:
-        await self.put(Started(at_ms=self.now(), holder=self.holder, version="1", policy="p", codes="c", boot_id="b"))
+    async def begin(self, bits: int = 10**9, *, witnesses: str = "") -> None:
+        started = Started(
+            at_ms=self.now(), holder=self.holder, version="1", policy="p", codes="c", boot_id="b", witnesses=witnesses
+        )
+        await self.put(started)
         each, fences = dict.fromkeys(ACCOUNTS, bits), dict.fromkeys(ACCOUNTS, 1)
         await self.put(LeaseGranted(at_ms=self.now(), lease=self.lease, holder=self.holder, bits=each, fences=fences))
 
@@ -153,7 +157,9 @@ class Recorded:
         return directory
 
 
-def verified(directory: Path, *, verifier: Verifier | None, since=(), kept_s: int | None = None) -> Verification:
+def verified(
+    directory: Path, *, verifier: Verifier | None, since=(), kept_s: int | None = None, quorum: Quorum | None = None
+) -> Verification:
     """As an auditor of next year sees it."""
     now_s = SystemClock().wall_s() + YEAR_S
-    return Verification(directory, verifier=verifier, since=since, content_kept_s=kept_s, now_s=now_s)
+    return Verification(directory, verifier=verifier, since=since, content_kept_s=kept_s, now_s=now_s, quorum=quorum)

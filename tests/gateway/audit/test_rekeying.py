@@ -287,7 +287,9 @@ def crashed(begin: Path, target: Path) -> list[Path]:
                 return list(left.values())
         disk.release()
         path = disk.after_power_cut(target / f"left-{operation}", lambda: False)
-        kind = tuple(sorted((str(one.relative_to(path)), one.stat().st_size) for one in path.rglob("*") if one.is_file()))
+        kind = tuple(
+            sorted((str(one.relative_to(path)), one.stat().st_size) for one in path.rglob("*") if one.is_file())
+        )
         if left.setdefault(kind, path) != path:
             shutil.rmtree(path)
         shutil.rmtree(root)
