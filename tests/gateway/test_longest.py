@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway import app, longest, parts
+from gateway.audit.note import Signer
 from gateway.authority import Cause
 from gateway.config import ConfigError, config_of
 from gateway.edge.plans import PLANS
@@ -25,6 +26,7 @@ from gateway.record import (
     LicenceLapsed,
     Recovered,
     Refusals,
+    Rekeyed,
     Released,
     Sealed,
     Settled,
@@ -91,7 +93,9 @@ def longest_records(accounts: Accounts, *, model: str, tenant: str):
         **who, unspent_bits=everywhere, leases={HOLDER: bits, "f" * 31: bits}, answers=[(names, [ANSWER] * 200)]
     )
     yield parts.policy_loaded(DIGEST, raised=list(everywhere) * 20, at_ms=AT_MS)
-    yield Started(**who, version="9" * 32, policy=DIGEST, codes=DIGEST, boot_id="f" * 36)
+    yield Started(**who, version="9" * 32, policy=DIGEST, codes=DIGEST, boot_id="f" * 36, witnesses=DIGEST)
+    vkey = str(Signer(name="weir.log/" + "f" * 16, seed=bytes(32)).verifier)
+    yield Rekeyed(at_ms=AT_MS, key=vkey, previous=vkey)
     yield from (Stopped(**who), Alive(**who), Recovered(**who))
     yield Forfeited(**who, successor=HOLDER, cause="c" * 200)
     yield LicenceInstalled(
