@@ -48,11 +48,12 @@ mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, a
 	CI=1 $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, the scorer, and what real answers cost (about twenty minutes)
+bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, steering, the scorer, and what real answers cost (about 25 minutes)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
 	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
 	$(BIN)/python -m loadtests.bench.audit --markdown docs/benchmarks.md $(AUDIT)
 	$(BIN)/python -m inference prepare --out $(MODEL)
+	$(BIN)/python -m loadtests.bench.steering --model $(MODEL) --markdown docs/benchmarks.md $(STEERING)
 	$(BIN)/python -m inference.score.bench --model $(MODEL)
 	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)
 

@@ -21,12 +21,13 @@ COMPLETION_TOKENS_DEFAULT = 512
 """Used when a request names no maximum; the reservation of KV memory follows it, so it is not the whole context."""
 
 PREFILL_CHUNK_TOKENS = 128
-"""Prompts run in pieces of this many tokens, cut at fixed places: a long prompt delays others a piece at a time."""
+"""Prompts run in pieces of this many tokens, cut at fixed places: a long prompt delays others a piece at a time, and
+the prefix cache knows whole pieces. 64 would take 7 to 12 % more time, 256 at most 3 % less."""
 
 PREFILL_STEP_TOKENS_MAX = 512
 """Prompt tokens run between two decode steps of everybody else: about 0.4 s on two cores."""
 
-RESTORED_TOKENS_PER_RUN = 64
+RESTORED_TOKENS_PER_RUN = 32
 """Tokens whose keys and values are copied in the time in which one is run, at least: what a step's share counts them."""
 
 PREFIX_KV_SHARE = 8

@@ -85,6 +85,7 @@ def parsed_arguments(words: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="of each program (default: all cores)",
     )
+    add("--batches", default="1,8,64", metavar="N,N", help="rows of a step (default: %(default)s)")
     add("--steps", type=positive, default=40, metavar="N", help="of each kind of steering (default 40)")
     add("--rounds", type=positive, default=7, metavar="N", help="of generation, to take medians over (default 7)")
     add("--tokens", type=positive, default=64, metavar="N", help="to generate for each prompt (default 64)")
@@ -100,7 +101,7 @@ def parsed_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def overhead(arguments: argparse.Namespace) -> list[Line]:
     """The engine's own benchmark."""
-    numbers = ["--threads", str(arguments.threads), "--rounds", str(arguments.steps)]
+    numbers = ["--threads", str(arguments.threads), "--rounds", str(arguments.steps), "--batches", arguments.batches]
     command = module("inference.bench.overhead", "--model", str(arguments.model), *numbers)
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -171,7 +172,11 @@ def overhead_table(lines: Sequence[Line]) -> str:
     ]
     for line in lines:
         if line["what"] != "zero":
-            step = f"decode, {line['rows']} rows" if line["what"] == "decode" else "prompt of 256 tokens"
+            step = (
+                f"decode, {line['rows']} row{'s' if line['rows'] > 1 else ''}"
+                if line["what"] == "decode"
+                else "prompt of 256 tokens"
+            )
             numbers = f"{line['cpu_ms']:.1f} | {line['cpu_quotient']:.3f} | {line['wall_ms']:.1f} | {line['wall_quotient']:.3f}"
             rows.append(f"| {step} | {line['kind']} | {numbers} |")
     return "\n".join(rows)

@@ -93,7 +93,7 @@ JUNK = st.one_of(wrong_numbers, st.sampled_from(IDS), st.just({"x": 1}), st.just
 
 @st.composite
 def uses(draw) -> dict[str, Any]:
-    """Mostly right, so that most of them run; one in ten or so has something wrong put somewhere."""
+    """Mostly right, so that most of them run; some have something wrong put somewhere."""
     op = draw(st.sampled_from(list(OPERATIONS)))
     vector_id = draw(st.sampled_from(FITTING.get(op, ["a", "everywhere"])))
     layers = st.lists(st.sampled_from(LAYERS.get(vector_id, [0, 1, 2])), min_size=1, unique=True)
@@ -109,10 +109,10 @@ def uses(draw) -> dict[str, Any]:
         "params": draw(st.fixed_dictionaries(PARAMS.get(op, {})).map(without_none)) or None,
     }
     use = without_none(use)
-    if draw(st.integers(0, 19)) == 0:
+    if draw(st.integers(0, 19)) == 13:
         fields = ["id", "op", "scale", "layers", "point", "apply", "when", "params", "sclae"]
         use[draw(st.sampled_from(fields))] = draw(JUNK)
-    if draw(st.integers(0, 19)) == 0 and isinstance(use.get("params"), dict):
+    if draw(st.integers(0, 19)) == 13 and isinstance(use.get("params"), dict):
         use["params"][draw(st.sampled_from([*use["params"], "position"]))] = draw(JUNK)
     return use
 
@@ -170,7 +170,7 @@ def submit(engine: Engine, prompt: tuple[int, ...], steering: CompiledSteering |
     outcome = Outcome()
     request = EngineRequest(
         prompt_ids=prompt,
-        max_tokens=5,
+        max_tokens=4,
         sampling=SamplingParams(seed=len(prompt)),
         steering=steering,
         on_token=outcome.take,
@@ -246,7 +246,7 @@ def many(examples: int):
 batches = st.lists(specs, min_size=SPECS_PER_BATCH, max_size=SPECS_PER_BATCH)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # two minutes of one core; other work may have the others
 def test_ten_thousand_random_specs_neither_end_the_engine_nor_reach_a_neighbours_row(world: World):
     with Crowd(world) as crowd:
         many(10_000 // SPECS_PER_BATCH)(given(batches, st.integers(1, 40))(crowd.run))()
@@ -269,7 +269,7 @@ def at_real_layers(spec: dict[str, Any]) -> dict[str, Any]:
     return spec | {"vectors": [moved(use) for use in spec["vectors"]]}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # two minutes of one core; other work may have the others
 def test_random_specs_on_the_real_weights_do_no_harm_either(smol: World, model_directory: Path):
     source = open_source(model_directory)
     model = WatchedModel(source.config, source.tensors, dtype=torch.float32, device=CPU)
