@@ -193,6 +193,9 @@ float32, some 40 % of the model, and takes a second or two at start."""
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""
 
+JOB_SILENCE_S_MAX = 10.0
+"""A stream that follows a job says something at least this often: gateways cut what is silent for 30 s."""
+
 KEEPALIVE_S = 75.0
 """How long an idle connection is kept; aiohttp's own 3,630 s let abandoned ones pile up."""
 
