@@ -257,6 +257,7 @@ class Gateway:
             self.tick.flush()
         )  # before the first grant: of a holder that is not on the record nothing can be recovered
         await self.leases.refresh()
+        self._show_leases()
         await self._connect(self.serving.policy)
         await self.tenure.look()
         await self.witnessed.look()
@@ -370,6 +371,11 @@ class Gateway:
             except LedgerUnavailable as fault:
                 self.metrics.ledger_errors.inc()
                 log.problem("ledger unavailable", error=str(fault))
+            self._show_leases()
+
+    def _show_leases(self) -> None:
+        self.metrics.leases_open.set(len(self.leases.open_leases()))
+        self.metrics.leases_until.set(self.clock.wall_s() + self.leases.left_s())
 
     async def _keep_house(self) -> None:
         before: dict[str, int] = {}

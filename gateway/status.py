@@ -72,22 +72,20 @@ class Status:
             self._metrics.ledger_errors.inc()
             fault = str(unavailable)
         accounts = []
+        if fault is None:
+            self._forget_budgets()  # a reload may have removed some
         for account in in_use if fault is None else ():
             figures = _figures(account, held, states)
-            labels = (account.owner, account.name, account.window.name)
-            self._metrics.budget_limit.labels(*labels).set(account.limit_bits)
-            self._metrics.budget_used.labels(*labels).set(figures["used_bits"])
-            self._metrics.budget_reserved.labels(*labels).set(figures["reserved_bits"])
-            self._metrics.budget_leased.labels(*labels).set(figures["leased_bits"])
+            self._show(account, figures)
             accounts.append(
-                {"id": account.id, "owner": account.owner, "name": account.name, "window": account.window.name}
+                {"id": account.id, "owner": account.owner, "name": account.name, "model": account.model}
+                | {"window": account.window.name}
                 | {"resets_at": account.expires_s, "limit_bits": account.limit_bits, **figures}
                 | {"frozen": account.counted_in in states and states[account.counted_in].frozen}
             )
         models = []
+        self._show_thefts(serving)
         for claim in serving.claims:
-            for theft in claim.thefts:
-                self._metrics.days_to_theft.labels(claim.model, theft.assumption).set(days_to_theft(theft))
             days = days_to_theft(claim.own)
             models.append(
                 {
@@ -104,6 +102,37 @@ class Status:
             "models": models,
             "accounts": accounts,
         }
+
+    def _forget_budgets(self) -> None:
+        metrics = self._metrics
+        for gauge in (
+            metrics.budget_limit,
+            metrics.budget_window,
+            metrics.budget_used,
+            metrics.budget_reserved,
+            metrics.budget_leased,
+        ):
+            gauge.clear()
+
+    def _show(self, account: Account, figures: dict[str, int]) -> None:
+        labels = (account.owner, account.name, account.model or "", account.window.name)
+        duration_s = account.window.duration_s
+        self._metrics.budget_limit.labels(*labels).set(account.limit_bits)
+        self._metrics.budget_window.labels(*labels).set(math.inf if duration_s is None else duration_s)
+        self._metrics.budget_used.labels(*labels).set(figures["used_bits"])
+        self._metrics.budget_reserved.labels(*labels).set(figures["reserved_bits"])
+        self._metrics.budget_leased.labels(*labels).set(figures["leased_bits"])
+
+    def _show_thefts(self, serving: Serving) -> None:
+        metrics = self._metrics
+        metrics.days_to_theft.clear()
+        metrics.theft_bits.clear()
+        metrics.theft_assumption.clear()
+        for claim in serving.claims:
+            metrics.theft_assumption.labels(claim.model).info({"assumption": claim.own.assumption})
+            for theft in claim.thefts:
+                metrics.days_to_theft.labels(claim.model, theft.assumption).set(days_to_theft(theft))
+                metrics.theft_bits.labels(claim.model, theft.assumption).set(theft.theft_bits)
 
     async def _states(self, accounts: Sequence[Account]) -> dict[str, AccountState]:
         return {state.account: state for state in await self._ledger.states([account.id for account in accounts])}
