@@ -114,6 +114,13 @@ def test_only_the_meters_of_the_policy_promise_tokens():
     assert claim(ModelBudget(window=LIFETIME, bits=1)).honest == ()
 
 
+def test_every_code_that_a_policy_may_name_has_an_estimate_of_honest_use():
+    assert set(HONEST_TOKEN_BITS) == set(METERS)
+    honest = claim(ModelBudget(window=DAY, bits=1_000_000), meters=METERS).honest
+    assert [use.code for use in honest] == list(METERS)
+    assert [use.tokens_per_day for use in honest] == sorted(use.tokens_per_day for use in honest)
+
+
 def test_the_sentences_state_the_bound_the_asset_and_the_caps():
     budgets = ModelBudget(window=LIFETIME, fraction=Fraction(1)), ModelBudget(window=DAY, time_to_theft_s=YEARS_5_S)
     table = claim(*budgets)
