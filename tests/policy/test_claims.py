@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from policy.claims import HONEST_TOKEN_BITS, THEFT_ASSUMPTIONS, claim_table
 from policy.rules import (
+    METERS,
     Model,
     ModelBudget,
     Policy,
