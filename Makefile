@@ -54,7 +54,7 @@ chromium:  ## find the browser that the tests of the status page start, and axe-
 		echo "The tests need axe-core from npm, and it could not be fetched." >&2; \
 		exit 1; }
 
-prometheus-check: $(VENV)/.dev prometheus dashboard-types  ## Prometheus's own word on the rules, their tests and the configurations
+prometheus-check: prometheus dashboard-types  ## Prometheus's own word on the rules, their tests and the configurations
 	promtool check rules deploy/prometheus/recording.yaml deploy/prometheus/alerts.yaml
 	promtool test rules deploy/prometheus/tests/*.yaml
 	promtool check config deploy/prometheus/prometheus.yaml
