@@ -10,7 +10,7 @@ GRAFANA_TYPES := @grafana/schema@13.2.3 typescript@5.9.3
 AXE := axe-core@4.14.1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql prometheus chromium gosources prometheus-check dashboards dashboard-types check mutants bench attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql prometheus chromium gosources prometheus-check dashboards dashboard-types screenshot check mutants bench attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,9 @@ chromium:  ## find the browser that the tests of the status page start, and axe-
 	@test -f var/npm/axe/node_modules/axe-core/axe.min.js || $(NPM) --prefix var/npm/axe $(AXE) || { \
 		echo "The tests need axe-core from npm, and it could not be fetched." >&2; \
 		exit 1; }
+
+screenshot: $(VENV)/.dev chromium  ## take docs/status-page.png anew (two minutes)
+	$(BIN)/python -m tests.e2e.screenshot docs/status-page.png
 
 prometheus-check: prometheus dashboard-types  ## Prometheus's own word on the rules, their tests and the configurations
 	promtool check rules deploy/prometheus/recording.yaml deploy/prometheus/alerts.yaml

@@ -17,6 +17,7 @@ from aiohttp import web
 from gateway import log
 from gateway.audit.cosignatures import Cosignatures
 from gateway.audit.log import SignedLog
+from gateway.audit.note import Checkpoint
 from gateway.audit.witnessed import Witnessed
 from gateway.authority import Denied
 from gateway.claims import Claims
@@ -35,6 +36,7 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.listening import bound, port_of, site_on
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
+from gateway.overview import Overviews
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
 from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped, policy_loaded
 from gateway.recovery import recover, tallies
@@ -174,11 +176,19 @@ class Gateway:
             metrics=self.metrics,
             started_s=self._started_s,
         )
+        self._overviews = Overviews(
+            standing=self.status.standing,
+            registry=self._registry,
+            unready=self.unready,
+            log_root=lambda: log_root(self._signed),
+            clock=self.clock,
+        )
         self._admin = AdminServer(
             registry=self._registry,
             status=self.status.snapshot,
             claims=self.claims.document,
             unready=self.unready,
+            overview=self._overviews.now,
         )
 
     async def run(self) -> None:
@@ -317,6 +327,7 @@ class Gateway:
             tasks.create_task(self.witnessed.run())
             if self._signed is not None:
                 tasks.create_task(self._signed.run())
+                tasks.create_task(self._overviews.run())
             if self._cosignatures is not None:
                 tasks.create_task(self._cosignatures.run())
             if self._guard is not None:
@@ -472,6 +483,13 @@ def codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
     scorer = policy.scorer.code or "" if policy.scorer is not None else ""
     parts = [*policy.meters, *(meter.digest for meter in meters), scorer, version("weir")]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def log_root(log: SignedLog | None) -> str:
+    """The root hash of the newest checkpoint, hex; empty before the first, and where another process keeps the log."""
+    if log is None or log.note is None:
+        return ""
+    return Checkpoint.parse(log.note.text).root.hex()
 
 
 async def licensed(tenure: Tenure, policy: Policy) -> None:

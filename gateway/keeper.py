@@ -22,6 +22,7 @@ from gateway.app import (
     codes_digest,
     cosignatures,
     licensed,
+    log_root,
     meters_of,
     settle_past,
     unchangeable,
@@ -55,6 +56,7 @@ from gateway.host.remote import answers as ports_over_channel
 from gateway.host.summing import Values, lasting, summed
 from gateway.listening import bound, port_of, site_on
 from gateway.metrics import Metrics, Registry
+from gateway.overview import Overviews
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
 from gateway.record import Entry, Leaf, policy_loaded
 from gateway.serving import serving
@@ -136,8 +138,19 @@ class Keeper:
             lapsed=lambda: None,  # workers see it for themselves
             log=log.problem,
         )
+        self._overviews = Overviews(
+            standing=self.status.standing,
+            registry=self._everybody,
+            unready=self._unready,
+            log_root=lambda: log_root(self._audit),
+            clock=self.clock,
+        )
         self._admin = AdminServer(
-            registry=self._everybody, status=self.status.snapshot, claims=self.claims.document, unready=self._unready
+            registry=self._everybody,
+            status=self.status.snapshot,
+            claims=self.claims.document,
+            unready=self._unready,
+            overview=self._overviews.now,
         )
 
     async def run(self) -> None:
@@ -152,6 +165,7 @@ class Keeper:
         crew = asyncio.create_task(self._crew.run())
         crew.add_done_callback(lambda _: self._stop.set())
         collecting = asyncio.create_task(self._collect_often())
+        remembering = asyncio.create_task(self._overviews.run())
         signing = asyncio.create_task(self._sign())
         asking = asyncio.create_task(self._ask_witnesses())
         looking = asyncio.create_task(self.witnessed.run())
@@ -169,6 +183,7 @@ class Keeper:
         announcing.cancel()
         await self._drain(crew)
         collecting.cancel()
+        remembering.cancel()
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching  # if it failed, so did the keeper
