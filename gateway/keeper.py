@@ -17,7 +17,15 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from gateway import log
-from gateway.app import (
+from gateway.audit.batch import Batch
+from gateway.audit.log import SignedLog
+from gateway.audit.witnessed import Witnessed
+from gateway.claims import Claims
+from gateway.clock import SystemClock
+from gateway.config import Config, ConfigError, load
+from gateway.edge.admin import AdminServer
+from gateway.edge.strict import assert_strict
+from gateway.foundation import (
     accounts_in_use,
     codes_digest,
     cosignatures,
@@ -27,14 +35,6 @@ from gateway.app import (
     settle_past,
     unchangeable,
 )
-from gateway.audit.batch import Batch
-from gateway.audit.log import SignedLog
-from gateway.audit.witnessed import Witnessed
-from gateway.claims import Claims
-from gateway.clock import SystemClock
-from gateway.config import Config, ConfigError, load
-from gateway.edge.admin import AdminServer
-from gateway.edge.strict import assert_strict
 from gateway.guard import guarded, keep_guard
 from gateway.holdings import Holdings, together
 from gateway.host.channel import Answers

@@ -22,6 +22,9 @@ def rules(upstream: str, directory: Path) -> dict[str, Any]:
     rules = policy(upstream, directory)
     lively(rules)
     model = rules["models"].pop("m")
+    model["budgets"] = [{"window": "1d", "bytes": "60kB"}, {"window": "sliding 30d", "bytes": "900kB"}]
+    model["weights"] = {"parameters": 1_000_000_000}
+    model["theft_compression"] = 100
     rules["models"] = {"llama-70b": model}
     tenants = rules["tenants"]
     rules["tenants"] = {"acme": tenants["alice"], "guests": tenants["bob"]}

@@ -78,7 +78,7 @@ def lively(rules: dict[str, Any]) -> None:
         {"window": "sliding 1d", "bytes": "60kB"},
     ]
     rules["tenants"]["alice"] |= {"share": "60%", "budget": {"window": "30d", "bytes": "30kB"}}
-    rules["tenants"]["bob"]["budget"] = {"window": "1d", "bytes": "1kB"}
+    rules["tenants"]["bob"]["budget"] = {"window": "1d", "bytes": "800B"}
 
 
 def used(gateway: Gateway, backend: Backend) -> Gateway:
