@@ -42,9 +42,9 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.listening import bound, port_of, site_on
 from gateway.metrics import Metrics, Registry
 from gateway.overview import Overviews
+from gateway.parts import policy_loaded, tallies
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Upstream
-from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped, policy_loaded
-from gateway.recovery import tallies
+from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped
 from gateway.refills import Refills
 from gateway.relay import Relay
 from gateway.serving import serving
@@ -83,6 +83,7 @@ class Gateway:
     def __init__(self, *, config: Config, path: Path | None = None, kept: Kept | None = None) -> None:
         self._path = path
         self._kept = kept
+        self._witnesses = config.quorum.digest if config.quorum is not None else ""
         policy = config.policy
         self.metrics = Metrics()
         self.clock: Clock = SystemClock()
@@ -268,6 +269,7 @@ class Gateway:
                 policy=self.serving.policy.digest,
                 codes=self.codes,
                 boot_id=self.clock.boot_id(),
+                witnesses=self._witnesses,
             )
         )
         await (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -129,12 +129,21 @@ class Overviews:
     async def run(self) -> None:
         """Remember, for ever."""
         while True:
-            await self._look()
+            await self.remember()
             await asyncio.sleep(HISTORY_DISTANCE_S)
+
+    async def remember(self) -> None:
+        """Look twice: a grant that comes while the ledger is asked counts as used for a moment, and is no peak."""
+        first = _shares(await self._standing())
+        standing = await self._standing()
+        shares = _shares(standing)
+        self._history.see(standing.now_s, {name: min(share, first.get(name, share)) for name, share in shares.items()})
+        await self._samples(standing.now_s)
 
     async def now(self) -> Overview:
         """How everything stands."""
-        standing, samples = await self._look()
+        standing = await self._standing()
+        samples = await self._samples(standing.now_s)
         serving = standing.serving
         return Overview(
             now_s=standing.now_s,
@@ -169,17 +178,10 @@ class Overviews:
             licence=_licence(serving, samples),
         )
 
-    async def _look(self) -> tuple[Standing, Samples]:
-        standing = await self._standing()
+    async def _samples(self, now_s: float) -> Samples:
         samples = Samples(await self._registry())
-        shares = {
-            series(budget.account): budget.used_bits / budget.account.limit_bits
-            for budget in standing.budgets
-            if budget.account.limit_bits
-        }
-        self._history.see(standing.now_s, shares)
-        self._history.refusals(standing.now_s, dict(samples.by("weir_refusals_total", "reason")))
-        return standing, samples
+        self._history.refusals(now_s, dict(samples.by("weir_refusals_total", "reason")))
+        return samples
 
 
 class Samples:
@@ -204,6 +206,14 @@ class Samples:
 def series(account: Account) -> str:
     """One name for the accounts of a budget, window after window."""
     return "|".join((account.owner, account.name, account.model or "", account.window.name))
+
+
+def _shares(standing: Standing) -> Mapping[str, float]:
+    return {
+        series(budget.account): budget.used_bits / budget.account.limit_bits
+        for budget in standing.budgets
+        if budget.account.limit_bits
+    }
 
 
 def _place(account: Account) -> tuple[bool, str, str, float]:

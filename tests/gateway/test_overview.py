@@ -31,12 +31,13 @@ def overviews(house):
 
 
 async def test_budgets_come_models_first_with_what_is_used_and_how_it_came_to_that(fakes, house, overviews):
-    await overviews.now()
+    await overviews.remember()
     async with house.running():
         await house.ask([fakes.said("x" * 100)])
         await house.ticks(2)
     charged = house.audit.of(Closed)[-1].charged_bits
     house.clock.advance(HISTORY_DISTANCE_S)
+    await overviews.remember()
     view = await overviews.now()
     assert [budget.standing.account.owner for budget in view.budgets] == ["model", "tenant"]
     model = view.budgets[0]
@@ -44,6 +45,23 @@ async def test_budgets_come_models_first_with_what_is_used_and_how_it_came_to_th
     assert model.share == charged / 80_000
     assert [share for _, share in model.curve] == [0.0, model.share]
     assert (view.backends[0].model, view.backends[0].answers, view.backends[0].errors) == ("m", 1, ())
+
+
+async def test_a_grant_that_comes_while_the_ledger_is_asked_is_no_peak_of_the_curve(fakes, house, overviews):
+    await overviews.remember()
+    states, once = house.ledger.states, iter([True])
+
+    async def slowly(accounts=None):
+        if next(once, False):
+            accounts_of_one = house.serving.accounts.of(model="m", tenant="acme", now_s=house.clock.wall_s())
+            await house.leases.fill(accounts_of_one, bits=40_000)
+        return await states(accounts)
+
+    house.ledger.states = slowly
+    house.clock.advance(HISTORY_DISTANCE_S)
+    await overviews.remember()
+    assert next(once, None) is None
+    assert [share for _, share in (await overviews.now()).budgets[0].curve] == [0.0, 0.0]
 
 
 async def test_the_own_assumption_is_marked_and_never_is_infinite(fakes, house, overviews):
