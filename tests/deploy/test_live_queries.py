@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,8 @@ from deploy.grafana.dashboard import Board, Panel
 from deploy.grafana.generate import BOARDS
 from tests.e2e.backend import Backend, Exchange, finish_event, rest, say, text_event
 from tests.e2e.conftest import prepared_model  # noqa: F401  a fixture
+from tests.e2e.model_server import model_server
 from tests.e2e.processes import ALICE, BOB, Gateway, policy, until
-from tests.e2e.test_real_weights import inference  # noqa: F401  a fixture
 from tests.e2e.test_scorer import FakeScorer, scored_by
 from tests.e2e.test_witnesses import Neighbours
 from tests.prometheus import SCRAPE_S, Prometheus
@@ -118,8 +119,14 @@ def post(url: str, path: str, body: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
+def inference(prepared_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
+    with model_server(prepared_model, tmp_path_factory.mktemp("inference")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def prometheus(
-    inference: str,  # noqa: F811
+    inference: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
     """It has scraped for a while, and scrapes on; what it scrapes is under load all the time."""
