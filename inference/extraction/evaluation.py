@@ -17,7 +17,8 @@ from inference.extraction.propensity import sign_symmetry, steerability
 from inference.extraction.refusal_phrases import is_refusal
 from inference.extraction.wilcoxon import bayesian_wilcoxon
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Passage, Pieces, TokenIds, within
+from inference.lab import Lab, Pieces, within
+from inference.passages import Passage, TokenIds
 from inference.steering.applied import Applied
 from inference.steering.program import CompiledSteering
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,8 @@ from inference.extraction.refusal import Candidate, Rule, chosen, refusal_scores
 from inference.extraction.samples import Activations, Samples, activations
 from inference.extraction.statistics import DegenerateError, d_prime
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Pieces, Positions, Which, within
+from inference.lab import Lab, Pieces, within
+from inference.passages import Positions, Which
 from inference.steering.store import VectorStore
 
 _FINDING = 0.2  # share of the time that finding candidates takes where judging them runs the model
@@ -109,7 +110,7 @@ def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:
         train = yield from within(activations(selection.train, layers=selection.layers, at=at, lab=lab), start, middle)
         test = yield from within(activations(selection.test, layers=selection.layers, at=at, lab=lab), middle, stop)
         for layer in selection.layers:
-            found += _found_at(layer, at, train, test, selection)
+            found += yield from within(_found_at(layer, at, train, test, selection), stop, stop)
             yield stop
     if not found:
         raise JobError("no candidate has a direction: the texts have the same activations", code="degenerate")
@@ -118,21 +119,24 @@ def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:
 
 def _found_at(
     layer: int, at: Positions, train: Activations, test: Activations, selection: Selection
-) -> Generator[_Found, None, None]:
+) -> Pieces[list[_Found]]:
     rows = range(at.tokens) if at.which is Which.EACH_OF_TAIL else range(1)
+    found: list[_Found] = []
     for row in rows:
         try:
-            direction = find_direction(selection.method, train.sides(layer, row=row), selection.params)
+            direction = yield from find_direction(selection.method, train.sides(layer, row=row), selection.params)
         except DegenerateError:
             continue  # a position that all texts share has no direction at the first layers
         held_out, vector = test.sides(layer, row=row), direction.vector
-        yield _Found(
+        one = _Found(
             layer=layer,
             position=_position(at, row),
             token=at.which.value if at.which is not Which.EACH_OF_TAIL else Which.INDEX.value,
             direction=direction,
             d_prime=d_prime(held_out.positive @ vector, held_out.negative @ vector),
         )
+        found.append(one)
+    return found
 
 
 def _position(at: Positions, row: int) -> int | None:

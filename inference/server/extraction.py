@@ -19,9 +19,10 @@ from inference.extraction.samples import Samples
 from inference.extraction.selection import By, Selection, extract_selected, select
 from inference.jobs.chore import Work
 from inference.jobs.job import JobKind
-from inference.lab import Lab, Positions, TokenIds, Which
+from inference.lab import Lab
 from inference.limits import ACTIVATION_VALUES_MAX, SELECT_CANDIDATES_MAX
 from inference.loading import LoadedModel
+from inference.passages import Positions, TokenIds, Which
 from inference.server.body import read_body
 from inference.server.errors import bad_request
 from inference.server.experiment_schema import Contrast, ExtractRequest, Layers, MethodParams, SelectRequest, Token
@@ -102,8 +103,8 @@ def _select_work(body: SelectRequest, service: Service) -> Work:
     layers = checked_layers(body.layers, service.loaded, param="layers")
     by = By.REFUSAL if body.method is Method.REFUSAL else body.by
     method = Method.MEAN_DIFFERENCE if body.method is Method.REFUSAL else body.method
-    if method in ERASERS or method is Method.ACTADD:
-        raise bad_request(f"{method.value} finds no direction to select", param="method")
+    if method in ERASERS or method in (Method.ACTADD, Method.CCS):  # the sides of CCS are no sides of its direction
+        raise bad_request(f"{method.value} finds no direction that could be judged by its sides", param="method")
     default: Token = "last" if by is By.D_PRIME else "post_instruction"
     selection = _selection(body, layers, body.tokens or [default], by, method, service.loaded, place_param="tokens")
     return select(selection, **_tools(service))
@@ -133,14 +134,12 @@ def _selection(
     place_param: str,
 ) -> Selection:
     # Instructions that are refused and instructions that are not have no partners.
-    texts = contrast_texts(body, paired=body.paired and by is not By.REFUSAL)
+    texts = contrast_texts(body, paired=body.paired and (by is not By.REFUSAL or method in PAIRED))
     if len(set(tokens)) != len(tokens) or "all" in tokens:
         raise bad_request("tokens must be distinct places of a text", param=place_param)
     places = tuple(_positions(token, body, loaded, param=place_param, each=True) for token in tokens)
-    if (
-        min(len(texts.train.positive), len(texts.train.negative), len(texts.test.positive), len(texts.test.negative))
-        < 2
-    ):
+    parts = (texts.train.positive, texts.train.negative, texts.test.positive, texts.test.negative)
+    if min(map(len, parts)) < 2:
         message = "every side needs at least two texts to learn from and two held out: of your own texts, every fourth"
         raise bad_request(message, param=texts.train.params[0], code="not_enough_texts")
     if len(layers) * sum(at.rows(at.tokens_min) for at in places) > SELECT_CANDIDATES_MAX:

@@ -70,8 +70,9 @@ def _direction(service: Service, vector_id: str, param: str) -> StoredVector:
 
 def _of_one_layer(vector: StoredVector, param: str) -> StoredVector:
     """The direction that no matrix shall write: the only one, or the one that extraction found best."""
-    layer = vector.layers[0] if len(vector.layers) == 1 else vector.metadata.get("selected_layer")
-    if layer not in vector.layers:
+    selected = vector.layers[0] if len(vector.layers) == 1 else vector.metadata.get("selected_layer")
+    layer = next((own for own in vector.layers if own == selected), None)  # never the file's own 12.0 or true
+    if layer is None:
         message = f"{vector.id!r} has {len(vector.layers)} directions and no selected_layer; extract it at one layer"
         raise bad_request(message, param=param, code="several_directions")
     return direction(id=vector.id, values={layer: vector.tensors[f"direction.{layer}"]}, metadata=vector.metadata)

@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save
 
+from inference.config import ModelConfig
 from inference.limits import IMPORT_BYTES_MAX, IMPORT_TENSORS_MAX
 from inference.loading import LoadedModel
+from inference.server.errors import json_response
+from inference.server.vectors import vector_document
 from inference.steering import gguf_vectors, safetensors_file
 from inference.steering.importing import export_vector, import_vector
 from inference.steering.safetensors_file import FileError
+from inference.steering.store import file_content, vector_of
 from inference.steering.vector import BadVectorError, Kind
 from tests.inference.stored import D_MODEL, equal, example, numbers
 
@@ -468,3 +472,63 @@ def test_the_library_and_this_reader_read_each_others_files(shapes, metadata):
         assert torch.equal(ours[name], tensor)
         assert torch.equal(theirs[name], tensor)
         assert torch.equal(from_them[name], tensor)
+
+
+_ANY_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["direction", "sae", "topk", "\ud800", 2**64, -1, 3, 10**400, True]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(data=st.data())
+def test_any_claim_in_a_files_own_header_is_refused_or_can_be_shown(data):
+    claim = {
+        "kind": "direction",
+        "layers": [3],
+        "metadata": {"model_digest": None},
+        **data.draw(st.dictionaries(st.sampled_from(["kind", "layers", "metadata", "layer"]), _ANY_JSON, max_size=2)),
+    }
+    if isinstance(claim["metadata"], dict):
+        claim["metadata"] = {
+            "model_digest": None,
+            **claim["metadata"],
+            **data.draw(
+                st.dictionaries(st.sampled_from(["model_digest", "activation", "k", "x"]), _ANY_JSON, max_size=2)
+            ),
+        }
+    name = data.draw(st.sampled_from(["direction.3", "vector"]))
+    text = json.dumps({"__metadata__": {"weir.steering_vector": json.dumps(claim)}, name: entry([8], [0, 32])})
+    content = header(text, numbers(8).numpy().tobytes())
+    try:
+        vector = import_vector(content, vector_id="v", form="safetensors", config=_SMALL)
+    except (FileError, BadVectorError):
+        return
+    assert json_response(vector_document(vector)).body
+    assert vector_of(file_content(vector), vector_id="v").digest_sha256 == vector.digest_sha256
+
+
+_SMALL = ModelConfig(
+    architecture="llama",
+    vocab_size=8,
+    d_model=8,
+    d_feed_forward=8,
+    n_layers=4,
+    n_heads=1,
+    n_kv_heads=1,
+    d_head=8,
+    context_tokens=8,
+    rope_theta=1.0,
+    rms_norm_eps=1e-5,
+    bos_token_id=None,
+    eos_token_ids=(),
+    pad_token_id=None,
+    tie_word_embeddings=True,
+    attention_bias=False,
+)

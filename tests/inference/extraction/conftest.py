@@ -11,8 +11,9 @@ import pytest
 from inference.datasets import load
 from inference.extraction.samples import Samples
 from inference.extraction.strength import at_strength
-from inference.lab import Lab, TokenIds
+from inference.lab import Lab
 from inference.loading import LoadedModel
+from inference.passages import TokenIds
 from inference.steering.compile import compile_spec
 from inference.steering.program import CompiledSteering
 from inference.steering.spec import SteeringSpec

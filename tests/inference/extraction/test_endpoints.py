@@ -93,6 +93,8 @@ BAD_EXTRACTIONS = [
 BAD_SELECTIONS = [
     ({"method": "leace"}, "method", "invalid_value"),
     ({"method": "actadd"}, "method", "invalid_value"),
+    ({"method": "ccs"}, "method", "invalid_value"),
+    ({"method": "logistic", "by": "refusal", "negative": SOUR[:7]}, "negative", "invalid_value"),
     ({"tokens": ["last", "last"]}, "tokens", "invalid_value"),
     ({"tokens": ["all"]}, "tokens", "invalid_value"),
     ({"tokens": []}, "tokens", "invalid_value"),

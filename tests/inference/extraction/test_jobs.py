@@ -26,8 +26,8 @@ from inference.jobs.chore import JobChore, JobError
 from inference.jobs.job import JobKind, Status
 from inference.jobs.table import JobTable
 from inference.kv import KvCache
-from inference.lab import Passage, Positions, Which
 from inference.model import Span
+from inference.passages import Passage, Positions, Which
 from inference.steering.applied import Applied
 from inference.steering.spans import SteeredSpan
 from inference.steering.spec import Apply, SteeringSpec, VectorUse

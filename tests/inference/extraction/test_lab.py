@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inference.extraction.strength import at_strength, strength_max
 from inference.kv import KvCache
-from inference.lab import Passage, Positions, Which, within
+from inference.lab import within
+from inference.limits import LAB_BATCH_ROWS_MAX, LAB_BATCH_TOKENS_MAX, LAB_STEP_TOKENS_MAX
 from inference.model import Span
+from inference.passages import Passage, Positions, Which, batches, common_beginning, packed
 from inference.steering.applied import Applied
 from inference.steering.spec import Apply, Selector, SteeringSpec, VectorUse, When
 from inference.steering.vector import direction
@@ -178,6 +182,43 @@ def test_sharing_a_beginning_runs_it_once(lab, loaded, encode):
     common = sum(1 for column in zip(*prompts, strict=False) if len(set(column)) == 1)
     assert common > 20
     assert sum(tokens) < sum(map(len, prompts)) - 20
+
+
+@given(st.lists(st.integers(1, 400), max_size=20))
+def test_packing_runs_every_token_once_in_order_in_passes_that_are_not_too_long(lengths):
+    texts = [tuple(range(length)) for length in lengths]
+    seen = [0] * len(texts)
+    for step in packed(texts):
+        assert len({part.text for part in step}) == len(step)
+        rows = 0
+        for part in step:
+            assert (part.start, part.row_start) == (seen[part.text], rows)
+            seen[part.text] = part.stop
+            rows = part.row_stop
+        assert 1 <= rows <= LAB_STEP_TOKENS_MAX
+    assert seen == lengths
+
+
+@given(st.lists(st.integers(1, 9_000), min_size=1, max_size=40), st.integers(1, 256))
+def test_batches_keep_the_order_and_their_bounds(lengths, tokens_max):
+    prompts = [tuple(range(length)) for length in lengths]
+    found = list(batches(prompts, tokens_max))
+    assert [prompt for batch in found for prompt in batch] == prompts
+    for batch in found:
+        assert len(batch) <= LAB_BATCH_ROWS_MAX
+        assert len(batch) == 1 or sum(len(prompt) + tokens_max for prompt in batch) <= LAB_BATCH_TOKENS_MAX
+
+
+def test_a_common_beginning_leaves_every_prompt_a_token_and_is_for_several_prompts_only():
+    def passage(*token_ids: int, prompt_tokens: int) -> Passage:
+        return Passage(token_ids=token_ids, prompt_tokens=prompt_tokens)
+
+    one, two = passage(1, 2, 3, 4, prompt_tokens=4), passage(1, 2, 3, 9, prompt_tokens=3)
+    assert common_beginning([one]) == 0
+    assert common_beginning([one, one]) == 3
+    assert common_beginning([one, two]) == 2
+    assert common_beginning([passage(7, prompt_tokens=1), passage(7, prompt_tokens=1)]) == 0
+    assert common_beginning([one, passage(5, 2, prompt_tokens=2)]) == 0
 
 
 def test_work_inside_other_work_reports_its_share_and_is_closed_with_it():

@@ -9,7 +9,7 @@ from inference.extraction.erasure import displacement
 from inference.extraction.methods import Method, Params, find_direction, find_eraser
 from inference.extraction.samples import activations
 from inference.extraction.statistics import accuracy, d_prime, sides
-from inference.lab import Positions, Which
+from inference.passages import Positions, Which
 from tests.inference.extraction.pieces import run
 
 LAYER = 16
@@ -37,7 +37,7 @@ def test_directions_separate_texts_that_they_were_not_made_from(
     fitted_and_held_out, method, d_prime_min, accuracy_min, cosine_range
 ):
     fitted, held_out = fitted_and_held_out
-    found = find_direction(method, fitted, Params())
+    found = run(find_direction(method, fitted, Params()))
     vector, mean = found.vector, fitted.mean_difference
     separation = d_prime(held_out.positive @ vector, held_out.negative @ vector)
     threshold = (found.figures.projection_positive + found.figures.projection_negative) / 2
