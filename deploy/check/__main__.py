@@ -28,9 +28,9 @@ def main(names: list[str]) -> int:
         except ToolMissing as missing:
             found = [str(missing)]
         bad += bool(found)
-        print(f"{validator.__name__:12} {'NOT VALID' if found else 'valid':10} {time.monotonic() - begun_s:5.1f} s")  # noqa: T201
+        print(f"{validator.__name__:12} {'NOT VALID' if found else 'valid':10} {time.monotonic() - begun_s:5.1f} s")
         for complaint in found:
-            print(f"{complaint}\n")  # noqa: T201
+            print(f"{complaint}\n")
     return 1 if bad else 0
 
 

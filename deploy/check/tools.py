@@ -40,7 +40,11 @@ def tool(name: str) -> str:
     for candidates in (f"{own}/bin:{own}/venv/bin:{own}/checkov/bin", str(beside), system):
         if found := shutil.which(name, path=candidates):
             return found
-    packages = {"nft": "apt-get install nftables", "systemd-analyze": "apt-get install systemd", "ip": "apt-get install iproute2"}
+    packages = {
+        "nft": "apt-get install nftables",
+        "systemd-analyze": "apt-get install systemd",
+        "ip": "apt-get install iproute2",
+    }
     raise ToolMissing(f"{name} is not installed: {packages.get(name, '`make deploy-tools` installs it')}")
 
 

@@ -32,14 +32,17 @@ def chart(tree: Path) -> list[str]:
     """helm: the chart and its values' schema, with the values of every variant."""
     found = []
     for values in variants(tree):
-        found += _complaints([tool("helm"), "lint", "--strict", "--quiet", str(tree / CHART), "--values", str(values)], tree)
+        found += _complaints(
+            [tool("helm"), "lint", "--strict", "--quiet", str(tree / CHART), "--values", str(values)], tree
+        )
         found += _rendered(tree, values)[1]
     return found
 
 
 def kubernetes(tree: Path) -> list[str]:
     """kubernetes-validate: every object that the chart and kustomize make, before Kubernetes's own schemas."""
-    with manifests(tree) as (files, found):
+    with manifests(tree) as (files, unmade):
+        found = [*unmade]
         for file in files:
             command = [tool("kubernetes-validate"), "--strict", "--quiet", str(file)]
             kinds = {document.get("kind") for document in yaml.safe_load_all(file.read_text()) if document}
@@ -53,7 +56,8 @@ def checkov(tree: Path) -> list[str]:
     """checkov: what is unwise in those objects, and in container files."""
     environment = {**os.environ, "BC_SKIP_MAPPING": "TRUE"}  # else it asks a server
     scan = [tool("checkov"), "--skip-download", "--compact", "--quiet"]
-    with manifests(tree) as (files, found):
+    with manifests(tree) as (files, unmade):
+        found = [*unmade]
         found += _complaints([*scan, "--framework", "kubernetes", "--file", *map(str, files)], tree, environment)
         images = map(str, container_files(tree))
         found += _complaints([*scan, "--framework", "dockerfile", "--file", *images], tree, environment)
@@ -85,7 +89,14 @@ def systemd(tree: Path) -> list[str]:
                 verify = [analyze, f"--root={root}", "--man=no", "--recursive-errors=no", "verify", name]
                 found += _complaints(verify, tree, also_if_silent=False)
                 if name.endswith(".service"):
-                    judge = [analyze, f"--root={root}", "security", "--offline=true", f"--threshold={EXPOSURE_MAX}", name]
+                    judge = [
+                        analyze,
+                        f"--root={root}",
+                        "security",
+                        "--offline=true",
+                        f"--threshold={EXPOSURE_MAX}",
+                        name,
+                    ]
                     found += _complaints(judge, tree)
     return found
 
@@ -105,7 +116,10 @@ def nftables(tree: Path) -> list[str]:
 
 def policies(tree: Path) -> list[str]:
     """The policy's own parser: every example, and what the chart's variants make of theirs."""
-    files = [*sorted((tree / "deploy/policies").glob("*.yaml")), *sorted((tree / "deploy/examples").glob("*/weir.yaml"))]
+    files = [
+        *sorted((tree / "deploy/policies").glob("*.yaml")),
+        *sorted((tree / "deploy/examples").glob("*/weir.yaml")),
+    ]
     texts = [(str(file.relative_to(tree)), file.read_text()) for file in files]
     with manifests(tree) as (rendered, found):
         for file in rendered:
@@ -190,7 +204,16 @@ def _root(units: Sequence[Path], drop_in: Path | None) -> Iterator[Path]:
         if drop_in is not None:
             (place / drop_in.parent.name).mkdir()
             shutil.copy(drop_in, place / drop_in.parent.name)
-        for target in ("sysinit", "basic", "shutdown", "multi-user", "network-online", "network", "network-pre", "sockets"):
+        for target in (
+            "sysinit",
+            "basic",
+            "shutdown",
+            "multi-user",
+            "network-online",
+            "network",
+            "network-pre",
+            "sockets",
+        ):
             (place / f"{target}.target").write_text("[Unit]\nDescription=of the system\n")
         yield root
 
