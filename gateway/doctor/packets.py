@@ -28,7 +28,7 @@ _ECHO_REQUEST = {socket.AF_INET: 8, socket.AF_INET6: 128}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 _RESOLVER_PROGRAM = "import socket, sys; socket.getaddrinfo(sys.argv[1], 80)"
 CONNECTED = "connected"
-_NO_SUCH_NAME = "-2"  # EAI_NONAME
+_TRY_AGAIN, _NO_SUCH_NAME, _NO_ADDRESS = "-3", "-2", "-5"  # netdb.h
 
 
 def tcp(address: str, port: int, limit_s: float) -> Result:
@@ -76,9 +76,13 @@ def names(name: str, limit_s: float) -> Result:
     if done.returncode == 0:
         return Verdict.OPEN, "resolved"
     said = done.stderr.strip().rpartition("\n")[2]
+    if f"[Errno {_NO_ADDRESS}]" in said:
+        return Verdict.OPEN, "a name server answered that there is no address"
     if f"[Errno {_NO_SUCH_NAME}]" in said:
         return Verdict.UNTESTED, "no such name: said by a name server, or nobody was asked"
-    return Verdict.CLOSED, said.rpartition("] ")[2] or "not resolved"
+    if f"[Errno {_TRY_AGAIN}]" in said:
+        return Verdict.CLOSED, "no name server answered"
+    return Verdict.UNTESTED, said.rpartition("] ")[2] or "the resolver failed"
 
 
 def named_tcp(host: str, port: int, limit_s: float) -> Result:
