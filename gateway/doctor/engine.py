@@ -50,7 +50,7 @@ def engine_side(
     known = () if only_targets or tuple(directories) != unix.DIRECTORIES else unix.KNOWN
     findings += unix.sockets_on_disk(directories, known, allowed=allowed.sockets, limit_s=FILES_S_MAX)
     if not only_targets:
-        names = surroundings.abstract_sockets(_text("/proc/net/unix"))
+        names = surroundings.abstract_sockets(_text("/proc/self/net/unix"))
         findings += unix.abstract(names, allowed=allowed.sockets, limit_s=limit_s)
     return findings
 
@@ -71,8 +71,8 @@ def _default_probes(environment: Mapping[str, str]) -> Iterator[Probe]:
     yield from (_tcp(address, 80, kind="metadata") for address in METADATA)
     yield from _proxies(environment)
     yield from _kubernetes(environment)
-    yield from _routes("IPv4", list(surroundings.default_routes4(_text("/proc/net/route"))))
-    yield from _routes("IPv6", list(surroundings.default_routes6(_text("/proc/net/ipv6_route"))))
+    yield from _routes("IPv4", list(surroundings.default_routes4(_text("/proc/self/net/route"))))
+    yield from _routes("IPv6", list(surroundings.default_routes6(_text("/proc/self/net/ipv6_route"))))
     yield Probe(kind="rdma", target=RDMA, how="opened the devices", act=_rdma)
     yield Probe(kind="vsock", target=f"{VSOCK_HOST}:{VSOCK_PORT}", how="connected to the hypervisor", act=_vsock)
 

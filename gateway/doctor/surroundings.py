@@ -25,7 +25,7 @@ class DefaultRoute:
 
 
 def default_routes4(table: str) -> Iterator[DefaultRoute]:
-    """From /proc/net/route."""
+    """From /proc/self/net/route."""
     for line in table.splitlines()[1:]:
         device, destination, gateway, flags, _, _, _, mask = line.split()[:8]
         if int(destination, 16) == 0 and int(mask, 16) == 0 and int(flags, 16) & _UP and not int(flags, 16) & _REJECT:
@@ -34,7 +34,7 @@ def default_routes4(table: str) -> Iterator[DefaultRoute]:
 
 
 def default_routes6(table: str) -> Iterator[DefaultRoute]:
-    """From /proc/net/ipv6_route."""
+    """From /proc/self/net/ipv6_route."""
     for line in table.splitlines():
         destination, length, _, _, hop, _, _, _, flags, device = line.split()
         if int(destination, 16) == 0 and int(length, 16) == 0 and int(flags, 16) & _UP and not int(flags, 16) & _REJECT:
@@ -71,9 +71,9 @@ def proxies(environment: Mapping[str, str]) -> list[tuple[str, str, int]]:
 
 def own_addresses() -> list[str]:
     """This host's addresses other than loopback and link-local ones."""
-    found = set(_local4(Path("/proc/net/fib_trie").read_text()))
+    found = set(_local4(Path("/proc/self/net/fib_trie").read_text()))
     with suppress(OSError):  # a kernel without IPv6
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        for line in Path("/proc/self/net/if_inet6").read_text().splitlines():
             found.add(str(IPv6Address(bytes.fromhex(line.split()[0]))))
     usable = (address for address in map(ip_address, found) if not address.is_loopback and not address.is_link_local)
     return sorted(map(str, usable))
@@ -91,7 +91,7 @@ def _local4(trie: str) -> Iterator[str]:
 
 
 def abstract_sockets(table: str) -> list[tuple[str, int]]:
-    """Name and type of the abstract sockets that take connections or datagrams, from /proc/net/unix."""
+    """Name and type of the abstract sockets that take connections or datagrams, from /proc/self/net/unix."""
     found = set()
     for line in table.splitlines()[1:]:
         words = line.split(maxsplit=7)

@@ -68,7 +68,7 @@ def abstract(names: Sequence[tuple[str, int]], *, allowed: frozenset[str], limit
         sorted(kinds), allowed=allowed, limit_s=limit_s, address=lambda name: f"\0{name}", kind="abstract socket",
         types=lambda name: (kinds[name],),
     )  # fmt: skip
-    rest = _rest("abstract socket", "/proc/net/unix", "listed, and connected to", len(kinds) - len(findings))
+    rest = _rest("abstract socket", "/proc/self/net/unix", "listed, and connected to", len(kinds) - len(findings))
     return [*findings, rest]
 
 
