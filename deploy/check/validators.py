@@ -72,7 +72,7 @@ def hadolint(tree: Path) -> list[str]:
 def compose(tree: Path) -> list[str]:
     """The compose specification's schema. What services may reach each other is in tests/deploy/test_compose.py."""
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
-    return _complaints([*command, *map(str, sorted((tree / "deploy").rglob("compose*.yaml")))], tree)
+    return _complaints([*command, *map(str, sorted((tree / "deploy").rglob("compose.yaml")))], tree)
 
 
 def systemd(tree: Path) -> list[str]:
