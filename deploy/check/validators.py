@@ -116,10 +116,8 @@ def nftables(tree: Path) -> list[str]:
 
 def policies(tree: Path) -> list[str]:
     """The policy's own parser: every example, and what the chart's variants make of theirs."""
-    files = [
-        *sorted((tree / "deploy/policies").glob("*.yaml")),
-        *sorted((tree / "deploy/examples").glob("*/weir.yaml")),
-    ]
+    places = ("policies/*.yaml", "compose-policy.yaml", "examples/*/weir.yaml", "kustomize/overlays/*/weir.yaml")
+    files = [file for place in places for file in sorted((tree / "deploy").glob(place))]
     texts = [(str(file.relative_to(tree)), file.read_text()) for file in files]
     with manifests(tree) as (rendered, found):
         for file in rendered:
