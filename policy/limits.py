@@ -55,6 +55,10 @@ WORKER_ANSWER_S_MAX = 1.0  # how long figures wait for a busy worker; then its l
 WORKER_OBEYS_S_MAX = 10.0  # a worker that has not done what it was told after that is killed
 WORKER_COLLECT_S = 2.0  # how often counters are collected: what a worker counted after that dies with it
 
+# The audit log.
+LEAF_BYTES_MAX = 2048  # of one record: a log of years stays small enough to be copied and read as a whole
+ROUTE_BYTES_MAX = 64  # of a route's name, on the record of an answer
+
 # What the process holds.
 CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut
 CLIENT_WRITE_PIECE_BYTES = 64 * 1024  # each has CLIENT_WRITE_S_MAX: who takes 2 KB/s may have all of a long answer
