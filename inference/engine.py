@@ -85,6 +85,26 @@ class Engine:
             return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
+    def waiting_requests(self) -> int:
+        """Requests that wait for a place in the batch."""
+        return len(self._waiting)
+
+    @property
+    def running_requests(self) -> int:
+        """Requests in the batch, their prompts included."""
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def batch_rows_max(self) -> int:
+        """How many requests run at once at most."""
+        return self._batch_rows_max
+
+    @property
+    def kv_tokens_max(self) -> int:
+        """Tokens of key-value memory there are for running requests."""
+        return self._kv_tokens_max
+
+    @property
     def kv_tokens_reserved(self) -> int:
         """Tokens of key-value memory held by running requests."""
         return sum(sequence.request.kv_tokens for sequence in (*self._prefilling, *self._decoding))

@@ -9,6 +9,7 @@ from aiohttp import web
 from inference import limits
 from inference.server import completions, vectors
 from inference.server.errors import ApiError, errors_as_json, json_response
+from inference.server.metrics import METRICS, ServerMetrics, counted, page
 from inference.server.service import SERVICE, Service
 
 SAMPLING_DEFINITION = "gumbel_max_philox4x32_10_v1"
@@ -16,12 +17,14 @@ SAMPLING_DEFINITION = "gumbel_max_philox4x32_10_v1"
 
 
 def make_app(service: Service) -> web.Application:
-    app = web.Application(middlewares=[errors_as_json], client_max_size=limits.BODY_BYTES_MAX)
+    app = web.Application(middlewares=[counted, errors_as_json], client_max_size=limits.BODY_BYTES_MAX)
     app[SERVICE] = service
+    app[METRICS] = ServerMetrics(service)
     app.add_routes(
         [
             web.get("/livez", _livez, allow_head=False),
             web.get("/readyz", _readyz, allow_head=False),
+            web.get("/metrics", page, allow_head=False),
             web.get("/v1/models", _models, allow_head=False),
             web.get("/v1/capabilities", _capabilities, allow_head=False),
             web.post("/v1/chat/completions", completions.chat_completions),

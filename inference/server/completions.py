@@ -15,6 +15,7 @@ from inference.limits import WRITE_TIMEOUT_S
 from inference.server.body import read_body
 from inference.server.errors import ApiError, json_response
 from inference.server.generation import Ended, Plan, plan, run
+from inference.server.metrics import METRICS
 from inference.server.render import SSE_DONE, Document, Rendering, Usage, sse_event, steering_document
 from inference.server.schema import ChatRequest, CompletionRequest, decode
 from inference.server.service import SERVICE
@@ -56,8 +57,10 @@ async def _whole(request: web.Request, planned: Plan, rendering: Rendering) -> w
         async for event in events:
             if isinstance(event, Ended):
                 usage = _usage(planned, event)
+                steering = _steering(planned, event)
                 _log_end(rendering, usage, event)
-                return json_response(rendering.whole(pieces, event.last, usage, _steering(planned, event)))
+                request.app[METRICS].answered(usage, steering)
+                return json_response(rendering.whole(pieces, event.last, usage, steering))
             pieces.append(event)
     raise AssertionError("run ends with Ended or raises")
 
@@ -78,10 +81,12 @@ async def _stream(request: web.Request, planned: Plan, rendering: Rendering, *, 
             await _write(response, [error.document()])  # no [DONE] behind it: the answer is not complete
             return response
         usage = _usage(planned, event)
+        steering = _steering(planned, event)
         _log_end(rendering, usage, event)
+        request.app[METRICS].answered(usage, steering)
         await _write(
             response,
-            rendering.closing(event.last, usage if with_usage else None, _steering(planned, event)),
+            rendering.closing(event.last, usage if with_usage else None, steering),
             end=SSE_DONE,
         )
         return response
