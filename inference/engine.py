@@ -19,7 +19,8 @@ from inference.limits import PREFILL_CHUNK_TOKENS, PREFILL_STEP_TOKENS_MAX, QUEU
 from inference.model import Model, Span
 from inference.request import EndReason, EngineRequest, Handle, Refused, RefusedReason, Sequence
 from inference.sampling import sample
-from inference.steering.table import SteeredSpan, SteeringTable
+from inference.steering.gates import GateReader
+from inference.steering.table import SteeringTable
 
 _log = logging.getLogger("inference.engine")
 
@@ -144,36 +145,60 @@ class Engine:
         assert sequence.cache is not None
         done = sequence.cache.length
         ids = sequence.request.prompt_ids[done : done + PREFILL_CHUNK_TOKENS]
-        span = SteeredSpan(count=len(ids), is_prompt=True, steering=sequence.request.steering, applied=sequence.applied)
-        table = SteeringTable([span], dtype=self._model.dtype, device=self._model.device)
+        if sequence.gates is None:
+            self._read_gates(sequence, ids)
+            return len(ids)
+        table = SteeringTable([sequence.steered_span(ids, start=done)], device=self._model.device)
+        sequence.tables.append(table)
         logits = self._step([sequence], ids, [Span(sequence.cache, len(ids))], table)
         if sequence.cache.length == len(sequence.request.prompt_ids):
             self._prefilling.remove(sequence)
             self._decoding.append(sequence)
-            self._decode_table = None
+            self._drop_decode_table()
+            sequence.settle()
             self._take_tokens([sequence], logits)
         return len(ids)
+
+    def _read_gates(self, sequence: Sequence, ids: tuple[int, ...]) -> None:
+        """Run a piece of the plain prompt as far as the gates look; behind the last one decide, and begin again."""
+        assert sequence.cache is not None
+        assert sequence.request.steering is not None
+        if sequence.gate_reader is None:
+            sequence.gate_reader = GateReader(sequence.request.steering.gates)
+        reader = sequence.gate_reader
+        token_ids = torch.tensor(ids, device=self._model.device)
+        reader.read(self._model.block_outputs(token_ids, [Span(sequence.cache, len(ids))], layers=reader.layers))
+        if sequence.cache.length == len(sequence.request.prompt_ids):
+            sequence.gates, sequence.gate_reader = reader.decide(), None
+            sequence.cache.length = 0
 
     def _decode_once(self) -> None:
         batch = list(self._decoding)
         if not batch:
             return
         try:
-            if self._decode_table is None:
-                self._decode_table = self._make_decode_table(batch)
             spans = [Span(sequence.cache, 1) for sequence in batch if sequence.cache is not None]
             ids = tuple(sequence.last_token_id for sequence in batch if sequence.last_token_id is not None)
-            logits = self._step(batch, ids, spans, self._decode_table)
+            logits = self._step(batch, ids, spans, self._table_for(batch, ids))
             self._take_tokens(batch, logits)
         except Exception:  # noqa: BLE001 - these requests end as failed and are logged; the thread lives on
             self._fail(batch)
 
-    def _make_decode_table(self, batch: list[Sequence]) -> SteeringTable:
+    def _table_for(self, batch: list[Sequence], ids: tuple[int, ...]) -> SteeringTable:
+        """The table of the step before, unless the batch or what is to be done to its tokens has changed."""
         spans = [
-            SteeredSpan(count=1, is_prompt=False, steering=sequence.request.steering, applied=sequence.applied)
-            for sequence in batch
+            sequence.steered_span((token_id,), start=sequence.position_next - 1)
+            for sequence, token_id in zip(batch, ids, strict=True)
         ]
-        return SteeringTable(spans, dtype=self._model.dtype, device=self._model.device)
+        if self._decode_table is None or not self._decode_table.fits(spans):
+            self._drop_decode_table()
+            self._decode_table = SteeringTable(spans, device=self._model.device)
+        return self._decode_table
+
+    def _drop_decode_table(self) -> None:
+        if self._decode_table is not None:
+            self._decode_table.settle()
+            self._decode_table = None
 
     def _step(
         self, batch: list[Sequence], ids: tuple[int, ...], spans: list[Span], table: SteeringTable
@@ -181,7 +206,7 @@ class Engine:
         assert len(spans) == len(batch)
         token_ids = torch.tensor(ids, device=self._model.device)
         logits = self._model.logits(token_ids, spans, steering=table or None)
-        table.settle()
+        table.finish_step()
         return logits
 
     def _take_tokens(self, batch: list[Sequence], logits: torch.Tensor) -> None:
@@ -214,7 +239,9 @@ class Engine:
             self._prefilling.remove(sequence)
         if sequence in self._decoding:
             self._decoding.remove(sequence)
-            self._decode_table = None
+            self._drop_decode_table()
+        sequence.settle()
+        sequence.applied.gates = sequence.gates or ()
         sequence.cache = None
         sequence.request.on_end(reason, sequence.applied)
 

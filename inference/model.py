@@ -1,15 +1,16 @@
 """The forward pass of Llama and Qwen2: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
 A step is a flat batch of tokens [tokens] cut into spans, one per sequence; everything but attention works on [tokens,
-d_model]. Attention runs per span, so a sequence's result does not depend on its neighbours. After each block the
-steering table may change rows. Source: Touvron et al. 2302.13971, Qwen2 2407.10671; held against transformers'
+d_model]. Attention runs per span, so a sequence's result does not depend on its neighbours. At five points of each
+block hooks may change rows. Source: Touvron et al. 2302.13971, Qwen2 2407.10671; held against transformers'
 LlamaForCausalLM and Qwen2ForCausalLM in the tests.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from inference.config import ModelConfig
 from inference.kv import KvCache
 from inference.linear import ROWS_MIN, Linear, make_linear
-from inference.steering.table import SteeringTable
+from inference.steering.points import Hook, Hooks, LayerHooks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,9 +61,28 @@ class Model:
         self._head = make_linear(head, None)
         self._cos, self._sin = _rotary_tables(config, device)  # [context, d_head / 2], float32
 
+    def with_writers(self, *, embedding: Tensor, outs: Sequence[Tensor], downs: Sequence[Tensor]) -> Model:
+        """A model with other matrices that write to the residual; it shares everything else with this one.
+
+        embedding [vocab_size, d_model], outs and downs [d_model, d_in] per layer. The output head stays what it is here,
+        so a tied one is untied.
+        """
+        blocks = zip(self._blocks, outs, downs, strict=True)
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, tie_word_embeddings=False)
+        other.forward_passes = 0
+        other._embedding = embedding.to(device=self.device, dtype=self.dtype)  # noqa: SLF001 - of this class
+        other._blocks = [  # noqa: SLF001
+            dataclasses.replace(block, out=self._linear(out), down=self._linear(down)) for block, out, down in blocks
+        ]
+        return other
+
+    def _linear(self, weight: Tensor) -> Linear:
+        return make_linear(weight.to(device=self.device, dtype=self.dtype), None)
+
     @torch.inference_mode()
     def logits(
-        self, token_ids: Tensor, spans: Sequence[Span], *, steering: SteeringTable | None = None, every: bool = False
+        self, token_ids: Tensor, spans: Sequence[Span], *, steering: Hooks | None = None, every: bool = False
     ) -> Tensor:
         """Run token_ids [tokens] cut into spans; return float32 logits of each span's last token [spans, vocab_size].
 
@@ -94,19 +114,39 @@ class Model:
         hidden = self._run(token_ids, [Span(cache, tokens)], steering=None, n_layers=layer + 1)
         return hidden[:tokens]
 
-    def _run(
-        self, token_ids: Tensor, spans: Sequence[Span], *, steering: SteeringTable | None, n_layers: int
-    ) -> Tensor:
+    @torch.inference_mode()
+    def block_outputs(
+        self, token_ids: Tensor, spans: Sequence[Span], *, layers: Collection[int], steering: Hooks | None = None
+    ) -> dict[int, Tensor]:
+        """Residual stream [tokens, d_model] after each of `layers`, as steering leaves it; runs no further than needed."""
+        recorder = _Recorder(steering, layers, tokens=int(token_ids.shape[0]))
+        self._run(token_ids, spans, steering=recorder, n_layers=max(layers) + 1)
+        return recorder.outputs
+
+    def _run(self, token_ids: Tensor, spans: Sequence[Span], *, steering: Hooks | None, n_layers: int) -> Tensor:
         self.forward_passes += 1
         attention = _Attention(self.config, spans, self._cos, self._sin)
         hidden = _at_least(ROWS_MIN, self._embedding[token_ids])
         for layer in range(n_layers):
             block = self._blocks[layer]
-            hidden = hidden + block.out(attention(layer, block.qkv(self._normalise(hidden, block.norm_attention))))
+            hooks = _NO_HOOKS if steering is None else steering.at(layer) or _NO_HOOKS
+            # Every tensor that a hook may change in place was made in this step and is nobody else's.
+            if hooks.block_input is not None:
+                hooks.block_input(hidden)
+            heads = attention(layer, block.qkv(self._normalise(hidden, block.norm_attention)))
+            if hooks.head_output is not None:
+                hooks.head_output(heads)
+            attended = block.out(heads)
+            if hooks.attention_output is not None:
+                hooks.attention_output(attended)
+            hidden = hidden + attended
             gate, up = block.gate_up(self._normalise(hidden, block.norm_feed_forward)).chunk(2, dim=-1)
-            hidden = hidden + block.down(F.silu(gate).mul_(up))
-            if steering is not None:
-                steering.apply(layer, hidden)
+            fed = block.down(F.silu(gate).mul_(up))
+            if hooks.mlp_output is not None:
+                hooks.mlp_output(fed)
+            hidden = hidden + fed
+            if hooks.block_output is not None:
+                hooks.block_output(hidden)
         for span in spans:
             span.cache.length += span.count
         return hidden
@@ -115,6 +155,30 @@ class Model:
         wide = hidden.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
         return (wide * scale).to(self.dtype).mul_(weight)
+
+
+_NO_HOOKS = LayerHooks()
+
+
+class _Recorder:
+    """Copies block outputs behind other hooks, if there are any."""
+
+    def __init__(self, inner: Hooks | None, layers: Collection[int], *, tokens: int) -> None:
+        self._inner, self._layers, self._tokens = inner, layers, tokens
+        self.outputs: dict[int, Tensor] = {}
+
+    def at(self, layer: int) -> LayerHooks | None:
+        hooks = None if self._inner is None else self._inner.at(layer)
+        if layer not in self._layers:
+            return hooks
+        hooks = hooks or _NO_HOOKS
+
+        def record(hidden: Tensor, change: Hook | None = hooks.block_output) -> None:
+            if change is not None:
+                change(hidden)
+            self.outputs[layer] = hidden[: self._tokens].clone()  # the next block's hooks change it in place
+
+        return dataclasses.replace(hooks, block_output=record)
 
 
 class _Attention:

@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 from inference.kv import KvCache
 from inference.sampling import SamplingParams
-from inference.steering.table import Applied, CompiledSteering
+from inference.steering.applied import Applied
+from inference.steering.gates import GateReader
+from inference.steering.program import CompiledSteering
+from inference.steering.table import SteeredSpan, SteeringTable
 
 
 class EndReason(enum.Enum):
@@ -80,6 +83,32 @@ class Sequence:
     last_token_id: int | None = None  # sampled, not yet run; None until the prompt is done
     generated: int = 0
     applied: Applied = dataclasses.field(default_factory=Applied)
+    gates: tuple[bool, ...] | None = None  # None until they were read; () from the start if there are none
+    gate_reader: GateReader | None = None  # while they are read
+    tables: list[SteeringTable] = dataclasses.field(default_factory=list)  # of the prompt's pieces, not yet settled
+
+    def __post_init__(self) -> None:
+        steering = self.request.steering
+        if steering is None or not steering.gates:
+            self.gates = ()
+
+    def steered_span(self, token_ids: tuple[int, ...], *, start: int) -> SteeredSpan:
+        """The next tokens of this sequence, the first at absolute position `start`."""
+        assert self.gates is not None
+        return SteeredSpan(
+            token_ids=token_ids,
+            start=start,
+            prompt_tokens=len(self.request.prompt_ids),
+            steering=self.request.steering,
+            applied=self.applied,
+            gates=self.gates,
+        )
+
+    def settle(self) -> None:
+        """Book what was applied to the prompt so far. Waits for the device."""
+        for table in self.tables:
+            table.settle()
+        self.tables.clear()
 
     @property
     def position_next(self) -> int:

@@ -17,7 +17,7 @@ from inference.server.errors import ApiError, json_response
 from inference.server.generation import Ended, Plan, plan, run
 from inference.server.render import SSE_DONE, Document, Rendering, Usage, sse_event, steering_document
 from inference.server.schema import ChatRequest, CompletionRequest, decode
-from inference.server.service import SERVICE
+from inference.server.service import SERVICE, Served
 
 _log = logging.getLogger("inference.server")
 _STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
@@ -35,24 +35,24 @@ async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -
     service = request.app[SERVICE]
     service.refuse_if_draining()
     # Templates and tokenizers take milliseconds for long prompts: not in the event loop.
-    planned = await asyncio.to_thread(plan, body, loaded=service.loaded, store=service.store)
+    served = service.served(body.model)
+    planned = await asyncio.to_thread(plan, body, loaded=served.loaded, store=service.store)
     rendering = Rendering(
         id=("chatcmpl-" if isinstance(body, ChatRequest) else "cmpl-") + secrets.token_hex(12),
         created=int(time.time()),
-        model=service.loaded.id,
+        model=served.loaded.id,
         is_chat=isinstance(body, ChatRequest),
         with_token_ids=bool(body.return_token_ids),
     )
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _stream(request, planned, rendering, with_usage=with_usage)
-    return await _whole(request, planned, rendering)
+        return await _stream(request, served, planned, rendering, with_usage=with_usage)
+    return await _whole(served, planned, rendering)
 
 
-async def _whole(request: web.Request, planned: Plan, rendering: Rendering) -> web.Response:
-    service = request.app[SERVICE]
+async def _whole(served: Served, planned: Plan, rendering: Rendering) -> web.Response:
     pieces: list[Piece] = []
-    async with contextlib.aclosing(run(planned, engine=service.engine, loaded=service.loaded)) as events:
+    async with contextlib.aclosing(run(planned, engine=served.engine, loaded=served.loaded)) as events:
         async for event in events:
             if isinstance(event, Ended):
                 usage = _usage(planned, event)
@@ -62,9 +62,10 @@ async def _whole(request: web.Request, planned: Plan, rendering: Rendering) -> w
     raise AssertionError("run ends with Ended or raises")
 
 
-async def _stream(request: web.Request, planned: Plan, rendering: Rendering, *, with_usage: bool) -> web.StreamResponse:
-    service = request.app[SERVICE]
-    async with contextlib.aclosing(run(planned, engine=service.engine, loaded=service.loaded)) as events:
+async def _stream(
+    request: web.Request, served: Served, planned: Plan, rendering: Rendering, *, with_usage: bool
+) -> web.StreamResponse:
+    async with contextlib.aclosing(run(planned, engine=served.engine, loaded=served.loaded)) as events:
         # The first event decides between an error status and a stream: a refusal must not arrive as 200.
         event = await anext(events)
         response = web.StreamResponse(headers=_STREAM_HEADERS)

@@ -16,9 +16,11 @@ from inference.request import EndReason, EngineRequest, Refused, RefusedReason
 from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
 from inference.server.errors import ApiError, bad_request
 from inference.server.schema import ChatRequest, CompletionRequest, template_message, without_none
-from inference.steering.spec import SpecError, compile_spec
+from inference.steering.applied import Applied
+from inference.steering.compile import compile_spec
+from inference.steering.program import CompiledSteering
+from inference.steering.spec import SpecError
 from inference.steering.store import VectorStore
-from inference.steering.table import Applied, CompiledSteering
 from inference.tools import ToolChoice, declared
 
 
@@ -45,8 +47,6 @@ class Plan:
 
 def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: VectorStore) -> Plan:
     """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model."""
-    if body.model != loaded.id:
-        raise ApiError(404, f"the model {body.model!r} does not exist", code="model_not_found", param="model")
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options needs stream", param="stream_options")
     steering = _steering(body, loaded, store)
@@ -117,7 +117,7 @@ def _steering(
     if body.steering is None:
         return None
     try:
-        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.digest_sha256)
+        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
     except SpecError as error:
         raise bad_request(str(error), param=error.param, code=error.code) from error
 

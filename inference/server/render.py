@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inference.answer import LastPiece, Piece
-from inference.steering.table import Applied
+from inference.steering.applied import Applied
 
 Document = dict[str, Any]
 
@@ -108,15 +108,16 @@ class Rendering:
 
 
 def steering_document(fingerprint: str, applied: Applied) -> Document:
-    """What steering did, as counted in the forward pass. Tokens are those changed at any block output."""
+    """What steering did, as counted in the forward pass. Tokens are those that anything was applied to."""
     return {
         "fingerprint": fingerprint,
         "applied": {
-            "prompt_tokens": max(applied.prompt_tokens.values(), default=0),
-            "generated_tokens": max(applied.generated_tokens.values(), default=0),
+            "prompt_tokens": applied.prompt_tokens,
+            "generated_tokens": applied.generated_tokens,
             "layers": applied.layers(),
         },
         "relative_dose": applied.relative_dose(),
+        **({"gates": list(applied.gates)} if applied.gates else {}),
     }
 
 

@@ -313,9 +313,11 @@ async def test_an_extraction_job_makes_a_vector_that_steers(client):
             assert 0 <= job["progress"] <= 1
             await asyncio.sleep(0.02)
     assert (job["status"], job["progress"], job["error"]) == ("succeeded", 1.0, None)
-    assert set(job["result"]) == {"vector", "layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
+    [figures] = job["result"]["layers"]
+    assert set(figures) == {"layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
+    assert (figures["layer"], job["result"]["selected_layer"], job["result"]["position"]) == (20, 20, None)
     _, vector = await client.call("GET", "/v1/steering/vectors/mood")
-    assert vector["norm"] == job["result"]["norm"]
+    assert vector["norm"] == figures["norm"]
     assert vector["pairs"] == 4
     spec = {"vectors": [{"id": "mood", "op": "add", "scale": 1.0}]}
     _, body = await client.chat("How are you?", temperature=0, max_tokens=5, steering=spec)
