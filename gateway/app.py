@@ -35,9 +35,10 @@ from gateway.ledger.fenced import FencedLedger
 from gateway.listening import bound, port_of, site_on
 from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
+from gateway.parts import policy_loaded, tallies
 from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
-from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped, policy_loaded
-from gateway.recovery import recover, tallies
+from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped
+from gateway.recovery import recover
 from gateway.refills import Refills
 from gateway.relay import Relay
 from gateway.serving import Serving, serving
@@ -76,6 +77,7 @@ class Gateway:
     def __init__(self, *, config: Config, path: Path | None = None, kept: Kept | None = None) -> None:
         self._path = path
         self._kept = kept
+        self._witnesses = config.quorum.digest if config.quorum is not None else ""
         policy = config.policy
         self.metrics = Metrics()
         self.clock: Clock = SystemClock()
@@ -251,6 +253,7 @@ class Gateway:
                 policy=self.serving.policy.digest,
                 codes=self.codes,
                 boot_id=self.clock.boot_id(),
+                witnesses=self._witnesses,
             )
         )
         await (

@@ -10,12 +10,14 @@ from backports.zstd import ZstdDict, ZstdError
 from gateway.audit.quorum import POLICY_BYTES_MAX as WITNESS_POLICY_BYTES_MAX
 from gateway.audit.quorum import BadQuorum, Quorum
 from gateway.audit.quorum import parse as parse_quorum
+from gateway.longest import too_long
 from gateway.meters.tokens import TokenizerCounter, TokenizerError
 from gateway.ports import TokenCounter
 from policy.document import parse
 from policy.mistakes import Mistakes
 from policy.rules import Model, Policy
 from policy.weights import WeightsError, parameters_in
+from policy.yaml_nodes import outline
 
 POLICY_BYTES_MAX = 1024 * 1024  # ten thousand tenants fit
 
@@ -55,6 +57,13 @@ def config_of(text: str, path: Path) -> Config:
     policy = parse(text, name=str(path))
     if isinstance(policy, Mistakes):
         raise ConfigError(policy.render())
+    unrecordable = tuple(too_long(policy))
+    if unrecordable:
+        document = outline(text)
+        mistakes = tuple(
+            sorted(document.mistake(("tenants", one.tenant), str(one), of_key=True) for one in unrecordable)
+        )
+        raise ConfigError(Mistakes(name=str(path), mistakes=mistakes).render())
     parameters: dict[str, int] = {}
     faults = []
     for model in policy.models.values():

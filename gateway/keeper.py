@@ -55,8 +55,9 @@ from gateway.host.remote import answers as ports_over_channel
 from gateway.host.summing import Values, lasting, summed
 from gateway.listening import bound, port_of, site_on
 from gateway.metrics import Metrics, Registry
+from gateway.parts import policy_loaded
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
-from gateway.record import Entry, Leaf, policy_loaded
+from gateway.record import Entry, Leaf
 from gateway.serving import serving
 from gateway.signals import handle_signals
 from gateway.status import Status

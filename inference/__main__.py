@@ -118,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of all running requests together, prompt and maximal answer (default: what 4 GiB hold)",
     )
+    add(
+        "--prefix-cache-tokens",
+        type=_between(0, 1 << 30),
+        metavar="N",
+        help="of these, how many prompts that were run may keep for others that begin alike (default: an eighth; 0: none)",
+    )
     _add_score(commands)
     return parser
 
@@ -185,6 +191,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from inference.derived.models import KV_SHARE, DerivedModels
     from inference.engine import Engine
     from inference.jobs.table import JobTable
+    from inference.linear import has_bfloat16
     from inference.loading import load
     from inference.log import log_to_stderr
     from inference.model import Model
@@ -199,6 +206,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     dtype = torch.float32 if arguments.dtype == "float32" else torch.bfloat16
     try:
         device = torch.device(arguments.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: this PyTorch finds no CUDA device")
+        if dtype == torch.bfloat16 and not has_bfloat16(device):
+            log.warning("bfloat16 is emulated on this processor: float32 is faster and exact")
         # In a thread that ends: OpenMP gives every thread that computes a team of its own, and with more threads than
         # cores its workers sleep between products instead of spinning. Loading here would cost a third of the speed.
         with ThreadPoolExecutor(max_workers=1) as executor:
@@ -207,9 +218,15 @@ def _serve(arguments: argparse.Namespace) -> int:
         kv_bytes_per_token = loaded.config.kv_values_per_token * dtype.itemsize
         kv_tokens_max = arguments.kv_tokens_max or max(1, KV_BYTES_DEFAULT // kv_bytes_per_token)
 
+        prefix_tokens_max = arguments.prefix_cache_tokens
+
         def engine_for(model: Model, *, kv_share: float = KV_SHARE) -> Engine:
-            room = max(1, int(kv_tokens_max * kv_share))
-            return Engine(model, batch_rows_max=arguments.max_batch, kv_tokens_max=room)
+            return Engine(
+                model,
+                batch_rows_max=arguments.max_batch,
+                kv_tokens_max=max(1, int(kv_tokens_max * kv_share)),
+                prefix_tokens_max=None if prefix_tokens_max is None else int(prefix_tokens_max * kv_share),
+            )
 
         store = VectorStore(arguments.state / "vectors")
         # Recipes are made into weights in a thread that ends, too, for the same reason.

@@ -1,8 +1,8 @@
 """Continuous batching: one thread that owns the model's steps, a bounded queue, and the key-value memory.
 
 Between any two steps requests join and leave. A step is: a bounded piece of prompts, then one token for everybody who
-is past the prompt. Prompts are cut at multiples of `PREFILL_CHUNK_TOKENS` and run one at a time, so that what a
-request computes does not depend on who else is there.
+is past the prompt. Memory is counted in tokens: requests that run reserve theirs for their longest answer, the prefix
+cache has some of what they leave and gives it back when they need it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import logging
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from inference.kv import KvCache
-from inference.limits import PREFILL_CHUNK_TOKENS, PREFILL_STEP_TOKENS_MAX, QUEUE_REQUESTS_MAX
+from inference.limits import PREFILL_STEP_TOKENS_MAX, PREFIX_KV_SHARE, QUEUE_REQUESTS_MAX
 from inference.model import Model, Span
+from inference.prefill import Prefill
 from inference.request import EndReason, EngineRequest, Handle, Refused, RefusedReason, Sequence
 from inference.sampling import sample
-from inference.steering.gates import GateReader
 from inference.steering.table import SteeringTable
 
 _log = logging.getLogger("inference.engine")
@@ -31,8 +32,13 @@ Chore = Iterator[None]
 class Engine:
     """Start with `start`, end with `stop`. `submit`, `add_chore` and the counters may be used from any thread."""
 
-    def __init__(self, model: Model, *, batch_rows_max: int, kv_tokens_max: int) -> None:
+    def __init__(
+        self, model: Model, *, batch_rows_max: int, kv_tokens_max: int, prefix_tokens_max: int | None = None
+    ) -> None:
+        """prefix_tokens_max: how much of `kv_tokens_max` the prefix cache may have (a share of it if left out)."""
         self._model = model
+        share = kv_tokens_max // PREFIX_KV_SHARE if prefix_tokens_max is None else prefix_tokens_max
+        self._prefill = Prefill(model, prefix_tokens_max=share)
         self._batch_rows_max, self._kv_tokens_max = batch_rows_max, kv_tokens_max
         self._lock = threading.Condition()
         self._waiting: collections.deque[Sequence] = collections.deque()  # guarded by _lock
@@ -86,18 +92,33 @@ class Engine:
             return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
+    def prompts_waiting(self) -> int:
+        """Requests whose first token is still to come."""
+        with self._lock:
+            return len(self._waiting) + len(self._prefilling)
+
+    @property
     def kv_tokens_reserved(self) -> int:
         """Tokens of key-value memory held by running requests."""
         return sum(sequence.request.kv_tokens for sequence in (*self._prefilling, *self._decoding))
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of key-value memory held by the prefix cache."""
+        return self._prefill.prefix.tokens
+
+    def step(self) -> None:
+        """One turn. The engine's thread does nothing else; a benchmark may take its place, and never `start`."""
+        self._drop_cancelled()
+        self._admit()
+        self._prefill_some()
+        self._decode_once()
+        self._advance_chore()
+
     def _run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number per thread; this one is new
         while self._await_work():
-            self._drop_cancelled()
-            self._admit()
-            self._prefill_some()
-            self._decode_once()
-            self._advance_chore()
+            self.step()
         self._end_everything()
 
     def _await_work(self) -> bool:
@@ -128,8 +149,9 @@ class Engine:
                 self._prefilling.append(sequence)
             model = self._model
             try:
+                self._prefill.admit(sequence, room_tokens=self._kv_tokens_max - self.kv_tokens_reserved)
                 sequence.cache = KvCache(model.config, capacity=needed, dtype=model.dtype, device=model.device)
-            except (RuntimeError, MemoryError):  # the machine has less memory than it was configured for
+            except (RuntimeError, OSError):  # the machine has less memory than it was configured for
                 self._fail([sequence])
 
     def _prefill_some(self) -> None:
@@ -137,40 +159,16 @@ class Engine:
         while self._prefilling and budget > 0:
             sequence = self._prefilling[0]
             try:
-                budget -= self._prefill_chunk(sequence)
+                room_tokens = self._kv_tokens_max - self.kv_tokens_reserved
+                progress = self._prefill.advance(sequence, room_tokens=room_tokens)
+                budget -= progress.tokens
+                if progress.logits is not None:
+                    self._prefilling.remove(sequence)
+                    self._decoding.append(sequence)
+                    self._drop_decode_table()
+                    self._take_tokens([sequence], progress.logits)
             except Exception:  # noqa: BLE001 - whatever broke this prompt must not end the others
                 self._fail([sequence])
-
-    def _prefill_chunk(self, sequence: Sequence) -> int:
-        assert sequence.cache is not None
-        done = sequence.cache.length
-        ids = sequence.request.prompt_ids[done : done + PREFILL_CHUNK_TOKENS]
-        if sequence.gates is None:
-            self._read_gates(sequence, ids)
-            return len(ids)
-        table = SteeringTable([sequence.steered_span(ids, start=done)], device=self._model.device)
-        sequence.tables.append(table)
-        logits = self._step([sequence], ids, [Span(sequence.cache, len(ids))], table)
-        if sequence.cache.length == len(sequence.request.prompt_ids):
-            self._prefilling.remove(sequence)
-            self._decoding.append(sequence)
-            self._drop_decode_table()
-            sequence.settle()
-            self._take_tokens([sequence], logits)
-        return len(ids)
-
-    def _read_gates(self, sequence: Sequence, ids: tuple[int, ...]) -> None:
-        """Run a piece of the plain prompt as far as the gates look; behind the last one decide, and begin again."""
-        assert sequence.cache is not None
-        assert sequence.request.steering is not None
-        if sequence.gate_reader is None:
-            sequence.gate_reader = GateReader(sequence.request.steering.gates)
-        reader = sequence.gate_reader
-        token_ids = torch.tensor(ids, device=self._model.device)
-        reader.read(self._model.block_outputs(token_ids, [Span(sequence.cache, len(ids))], layers=reader.layers))
-        if sequence.cache.length == len(sequence.request.prompt_ids):
-            sequence.gates, sequence.gate_reader = reader.decide(), None
-            sequence.cache.length = 0
 
     def _decode_once(self) -> None:
         batch = list(self._decoding)
@@ -179,7 +177,10 @@ class Engine:
         try:
             spans = [Span(sequence.cache, 1) for sequence in batch if sequence.cache is not None]
             ids = tuple(sequence.last_token_id for sequence in batch if sequence.last_token_id is not None)
-            logits = self._step(batch, ids, spans, self._table_for(batch, ids))
+            table = self._table_for(batch, ids)
+            token_ids = torch.tensor(ids, device=self._model.device)
+            logits = self._model.logits(token_ids, spans, steering=table or None)
+            table.finish_step()
             self._take_tokens(batch, logits)
         except Exception:  # noqa: BLE001 - these requests end as failed and are logged; the thread lives on
             self._fail(batch)
@@ -200,19 +201,13 @@ class Engine:
             self._decode_table.settle()
             self._decode_table = None
 
-    def _step(
-        self, batch: list[Sequence], ids: tuple[int, ...], spans: list[Span], table: SteeringTable
-    ) -> torch.Tensor:
-        assert len(spans) == len(batch)
-        token_ids = torch.tensor(ids, device=self._model.device)
-        logits = self._model.logits(token_ids, spans, steering=table or None)
-        table.finish_step()
-        return logits
-
     def _take_tokens(self, batch: list[Sequence], logits: torch.Tensor) -> None:
         rows = logits.cpu().numpy()  # [rows, vocab_size] float32: noise is always drawn on the CPU, the same everywhere
         for sequence, row in zip(batch, rows, strict=True):
             request = sequence.request
+            if request.steering is not None and not np.isfinite(row).all():
+                self._end(sequence, EndReason.DIVERGED)
+                continue
             token_id = sample(row, request.sampling, position=sequence.position_next)
             sequence.generated += 1
             sequence.last_token_id = token_id

@@ -8,85 +8,28 @@ share a pass; attention runs per text, so a text's numbers do not depend on its 
 from __future__ import annotations
 
 import dataclasses
-import enum
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from inference.kv import KvCache
-from inference.limits import LAB_BATCH_ROWS_MAX, LAB_BATCH_TOKENS_MAX, LAB_HEAD_ROWS, LAB_STEP_TOKENS_MAX
+from inference.limits import LAB_HEAD_ROWS
 from inference.model import Model, Span
-from inference.steering.applied import Applied
+from inference.passages import Passage, Positions, TokenIds, batches, common_beginning, packed
+from inference.steering.applied import Applied, Tally
 from inference.steering.gates import GateReader
 from inference.steering.program import CompiledSteering
 from inference.steering.spans import SteeredSpan
 from inference.steering.table import SteeringTable
 
-TokenIds = tuple[int, ...]
 Result = TypeVar("Result")
 Pieces = Generator[float, None, Result]
 """Yields the fraction done, 0..1, and returns the result."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Passage:
-    """A text to run whole. To selectors the first `prompt_tokens` are prompt, the others answer."""
-
-    token_ids: TokenIds
-    prompt_tokens: int
-
-    @property
-    def answer_ids(self) -> TokenIds:
-        return self.token_ids[self.prompt_tokens :]
-
-
-class Which(enum.Enum):
-    """The positions of a text whose activations are taken."""
-
-    LAST = "last"
-    MEAN = "mean"  # the mean over all but the first, whose activation is an attention sink of many times the norm
-    TAIL = "tail"  # the mean over the last `tokens`
-    EACH_OF_TAIL = "each_of_tail"  # the last `tokens`, each
-    EVERY = "every"  # each but the first
-    INDEX = "index"  # the one at `index`; negative from the end
-    ALL = "all"  # each, the first included
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Positions:
-    """`tokens` belongs to TAIL and EACH_OF_TAIL, `index` to INDEX."""
-
-    which: Which
-    tokens: int = 1
-    index: int = 0
-
-    @property
-    def tokens_min(self) -> int:
-        """Tokens a text must have."""
-        if self.which is Which.INDEX:
-            return self.index + 1 if self.index >= 0 else -self.index
-        return self.tokens if self.which in (Which.TAIL, Which.EACH_OF_TAIL) else 1
-
-    @property
-    def is_mean(self) -> bool:
-        return self.which in (Which.MEAN, Which.TAIL)
-
-    def of(self, length: int) -> range:
-        """The positions in a text of `length` tokens. A text of one token has no other than its first."""
-        everything = range(length)
-        if self.which is Which.INDEX:
-            return everything[self.index :][:1]
-        if self.which in (Which.MEAN, Which.EVERY):
-            return everything[1:] or everything
-        if self.which is Which.ALL:
-            return everything
-        return everything[-self.tokens :] if self.which is not Which.LAST else everything[-1:]
-
-    def rows(self, length: int) -> int:
-        """Activations taken of such a text, per layer."""
-        return 1 if self.is_mean else len(self.of(length))
+Reduce = Callable[[slice, Tensor], Tensor]
+"""(rows, their logits [rows, vocab_size]) → something smaller [rows, …]."""
 
 
 class Lab:
@@ -123,9 +66,17 @@ class Lab:
         return [torch.cat(parts) for parts in taken]
 
     def last_logits(
-        self, prompts: Sequence[TokenIds], *, steering: CompiledSteering | None = None, applied: Applied | None = None
+        self,
+        prompts: Sequence[TokenIds],
+        *,
+        steering: CompiledSteering | None = None,
+        applied: Applied | None = None,
+        reduce: Reduce | None = None,
     ) -> Pieces[Tensor]:
-        """Float32 logits of what follows each prompt [prompts, vocab_size], on the model's device."""
+        """Float32 logits of what follows each prompt [prompts, vocab_size], on the model's device.
+
+        With `reduce`, what it makes of the logits of `LAB_HEAD_ROWS` prompts at a time [prompts, …].
+        """
         ends: dict[int, Tensor] = {}
 
         def take(prompt: int, start: int, outputs: dict[int, Tensor]) -> None:
@@ -133,8 +84,15 @@ class Lab:
                 ends[prompt] = outputs[self._last_layer][-1]
 
         passages = [Passage(token_ids=prompt, prompt_tokens=len(prompt)) for prompt in prompts]
-        yield from self._run(passages, layers={self._last_layer}, take=take, steering=steering, applied=applied)
-        return self._model.head(torch.stack([ends[i] for i in range(len(prompts))]))
+        yield from self._run_ends(passages, take=take, steering=steering, applied=applied)
+        found: list[Tensor] = []
+
+        def reduced(rows: slice, logits: list[Tensor]) -> None:
+            found.append(logits[0] if reduce is None else reduce(rows, logits[0]))
+
+        states = torch.stack([ends[i] for i in range(len(prompts))])
+        yield from within(self.distributions([states], reduced), 1.0, 1.0)
+        return torch.cat(found)
 
     def answer_states(
         self,
@@ -155,7 +113,7 @@ class Lab:
             stop = len(passages[passage].token_ids) - 1 - start
             parts.setdefault(passage, []).append(hidden[first : max(stop, first)])
 
-        yield from self._run(passages, layers={self._last_layer}, take=take, steering=steering, applied=applied)
+        yield from self._run_ends(passages, take=take, steering=steering, applied=applied)
         return torch.cat([part for i in range(len(passages)) for part in parts[i]])
 
     def distributions(
@@ -179,7 +137,7 @@ class Lab:
     ) -> Pieces[list[TokenIds]]:
         """The likeliest token, again and again, up to `tokens_max` or an end token (which is in the answer)."""
         answers: list[TokenIds] = []
-        for batch in _batches(prompts, tokens_max):
+        for batch in batches(prompts, tokens_max):
             done, share = len(answers) / len(prompts), len(batch) / len(prompts)
             gates = yield from within(self._gates(batch, steering), done, done)
             rows = [
@@ -199,7 +157,7 @@ class Lab:
         steering: CompiledSteering | None,
         applied: Applied | None,
     ) -> Generator[float, None, None]:
-        for step in _packed([row.prompt for row in rows]):
+        for step in packed([row.prompt for row in rows]):
             states = self._step(
                 [rows[part.text].part(part.start, part.stop, steering, applied) for part in step],
                 [rows[part.text].cache for part in step],
@@ -224,6 +182,34 @@ class Lab:
                 row.answer.append(token_id)
             yield count / tokens_max
 
+    def _run_ends(
+        self,
+        passages: Sequence[Passage],
+        *,
+        take: Callable[[int, int, dict[int, Tensor]], None],
+        steering: CompiledSteering | None,
+        applied: Applied | None,
+    ) -> Generator[float, None, None]:
+        """`_run` to the last layer, for who needs nothing before a prompt's last token.
+
+        What all prompts begin with (a chat template with its system message is often more than half of them) is then run
+        once, unless steering treats it differently from prompt to prompt.
+        """
+        steering = steering if steering is not None and steering.steps else None  # nothing to do is the plain model
+        layers = {self._last_layer}
+        common = common_beginning(passages)
+        if common == 0 or not _treats_beginnings_alike(steering):
+            yield from self._run(passages, layers=layers, take=take, steering=steering, applied=applied)
+            return
+        prefix, once = self._cache(common), Applied()
+        span = SteeredSpan(
+            token_ids=passages[0].token_ids[:common], start=0, prompt_tokens=common, steering=steering, applied=once
+        )
+        self._step([span], [prefix], layers=layers)
+        if applied is not None:
+            _book(once, applied, times=len(passages))
+        yield from self._run(passages, layers=layers, take=take, steering=steering, applied=applied, prefix=prefix)
+
     def _run(
         self,
         passages: Sequence[Passage],
@@ -232,23 +218,28 @@ class Lab:
         take: Callable[[int, int, dict[int, Tensor]], None],
         steering: CompiledSteering | None = None,
         applied: Applied | None = None,
+        prefix: KvCache | None = None,
     ) -> Generator[float, None, None]:
-        """Run everything; take(passage, start, {layer: [tokens, d_model]}) for each piece, in the order of positions."""
-        texts = [passage.token_ids for passage in passages]
+        """Run everything; take(passage, start, {layer: [tokens, d_model]}) for each piece, in the order of positions.
+
+        The tokens in `prefix`, with which all passages begin, have been run.
+        """
+        begin = 0 if prefix is None else prefix.length
+        texts = [passage.token_ids[begin:] for passage in passages]
         gates = yield from within(self._gates([p.token_ids[: p.prompt_tokens] for p in passages], steering), 0.0, 0.0)
         caches: dict[int, KvCache] = {}
         done = 0
-        for step in _packed(texts):
+        for step in packed(texts):
             spans = []
             for part in step:
                 passage = passages[part.text]
                 whole = part.stop - part.start == len(passage.token_ids)
                 if part.start == 0:
-                    caches[part.text] = self._cache(len(passage.token_ids), whole=whole)
+                    caches[part.text] = self._cache(len(passage.token_ids), whole=whole, prefix=prefix)
                 spans.append(
                     SteeredSpan(
-                        token_ids=passage.token_ids[part.start : part.stop],
-                        start=part.start,
+                        token_ids=texts[part.text][part.start : part.stop],
+                        start=begin + part.start,
                         prompt_tokens=passage.prompt_tokens,
                         steering=steering,
                         applied=applied if applied is not None or steering is None else Applied(),
@@ -258,7 +249,7 @@ class Lab:
             outputs = self._step(spans, [caches[part.text] for part in step], layers=layers)
             for part in step:
                 rows = slice(part.row_start, part.row_stop)
-                take(part.text, part.start, {layer: output[rows] for layer, output in outputs.items()})
+                take(part.text, begin + part.start, {layer: output[rows] for layer, output in outputs.items()})
                 if part.stop == len(texts[part.text]):
                     del caches[part.text]
                     done += 1
@@ -297,9 +288,15 @@ class Lab:
         table.settle()
         return outputs
 
-    def _cache(self, tokens: int, *, whole: bool = False) -> KvCache:
+    def _cache(self, tokens: int, *, whole: bool = False, prefix: KvCache | None = None) -> KvCache:
+        """`whole`: it will be filled in one pass, and nothing read from it later. `prefix`: its tokens come first."""
         model = self._model
-        return KvCache(model.config, capacity=tokens, dtype=model.dtype, device=model.device, layers_share=whole)
+        cache = KvCache(model.config, capacity=tokens, dtype=model.dtype, device=model.device, layers_share=whole)
+        if prefix is not None:
+            cache.keys[:, :, : prefix.length] = prefix.keys
+            cache.values[:, :, : prefix.length] = prefix.values
+            cache.length = prefix.length
+        return cache
 
 
 def within(pieces: Pieces[Result], start: float, stop: float) -> Pieces[Result]:
@@ -338,53 +335,17 @@ class _Row:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    """Tokens start..stop of a text, in rows row_start..row_stop of a pass."""
-
-    text: int
-    start: int
-    stop: int
-    row_start: int
-
-    @property
-    def row_stop(self) -> int:
-        return self.row_start + self.stop - self.start
+def _treats_beginnings_alike(steering: CompiledSteering | None) -> bool:
+    """Whether the same first tokens are steered the same way in every prompt: gates and places counted from the end do not."""
+    if steering is None:
+        return True
+    return not steering.gates and not any(selection.counts_from_end for selection in steering.selections)
 
 
-def _packed(texts: Sequence[TokenIds]) -> Iterator[list[_Part]]:
-    """Passes of at most `LAB_STEP_TOKENS_MAX`: whole texts side by side, longer ones cut at its multiples."""
-    step: list[_Part] = []
-    rows = 0
-    for text, start, stop in _cuts(texts):
-        if rows + stop - start > LAB_STEP_TOKENS_MAX:
-            yield step
-            step, rows = [], 0
-        step.append(_Part(text=text, start=start, stop=stop, row_start=rows))
-        rows += stop - start
-        if stop < len(texts[text]):  # the next piece of a text cannot share a pass with this one
-            yield step
-            step, rows = [], 0
-    if step:
-        yield step
-
-
-def _cuts(texts: Sequence[TokenIds]) -> Iterable[tuple[int, int, int]]:
-    for text, ids in enumerate(texts):
-        for start in range(0, len(ids), LAB_STEP_TOKENS_MAX):
-            yield text, start, min(start + LAB_STEP_TOKENS_MAX, len(ids))
-
-
-def _batches(prompts: Sequence[TokenIds], tokens_max: int) -> Iterator[list[TokenIds]]:
-    """Rows that are answered together, within `LAB_BATCH_ROWS_MAX` and, but for a single row, `LAB_BATCH_TOKENS_MAX`."""
-    batch: list[TokenIds] = []
-    tokens = 0
-    for prompt in prompts:
-        needed = len(prompt) + tokens_max
-        if batch and (len(batch) == LAB_BATCH_ROWS_MAX or tokens + needed > LAB_BATCH_TOKENS_MAX):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(prompt)
-        tokens += needed
-    if batch:
-        yield batch
+def _book(once: Applied, applied: Applied, *, times: int) -> None:
+    """Add `times` what was done `once`, to prompt tokens only."""
+    applied.prompt_tokens += times * once.prompt_tokens
+    for site, tally in once.sites.items():
+        total = applied.sites.setdefault(site, Tally())
+        total.prompt_tokens += times * tally.prompt_tokens
+        total.dose_sum += times * tally.dose_sum

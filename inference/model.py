@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +41,20 @@ class _Block:
     down: Linear
 
 
+_numbers = itertools.count()
+
+
 class Model:
-    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only."""
+    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only.
+
+    number: of this object and, in this process, of no other.
+    """
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, device
+        self.number = next(_numbers)
         self.forward_passes = 0
 
         def tensor(name: str) -> Tensor:
@@ -61,10 +68,10 @@ class Model:
         self._head = make_linear(head, None)
         self._cos, self._sin = _rotary_tables(config, device)  # [context, d_head / 2], float32
 
-    def with_writers(self, *, embedding: Tensor, outs: Sequence[Tensor], downs: Sequence[Tensor]) -> Model:
+    def with_writers(self, *, embedding: Tensor, outs: Sequence[Linear], downs: Sequence[Linear]) -> Model:
         """A model with other matrices that write to the residual; it shares everything else with this one.
 
-        embedding [vocab_size, d_model], outs and downs [d_model, d_in] per layer. The output head stays what it is here,
+        embedding [vocab_size, d_model]; outs and downs per layer, from `linear`. The output head stays what it is here,
         so a tied one is untied.
         """
         blocks = zip(self._blocks, outs, downs, strict=True)
@@ -72,12 +79,11 @@ class Model:
         other.config = dataclasses.replace(self.config, tie_word_embeddings=False)
         other.forward_passes = 0
         other._embedding = embedding.to(device=self.device, dtype=self.dtype)  # noqa: SLF001 - of this class
-        other._blocks = [  # noqa: SLF001
-            dataclasses.replace(block, out=self._linear(out), down=self._linear(down)) for block, out, down in blocks
-        ]
+        other._blocks = [dataclasses.replace(block, out=out, down=down) for block, out, down in blocks]  # noqa: SLF001
         return other
 
-    def _linear(self, weight: Tensor) -> Linear:
+    def linear(self, weight: Tensor) -> Linear:
+        """A product with weight [d_out, d_in] as this model runs its own."""
         return make_linear(weight.to(device=self.device, dtype=self.dtype), None)
 
     @torch.inference_mode()
@@ -96,10 +102,10 @@ class Model:
         return self.head(hidden)[:tokens]
 
     @torch.inference_mode()
-    def hidden(self, token_ids: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Residual stream [tokens, d_model] behind the last block, for callers that want few logits at a time."""
+    def hidden(self, token_ids: Tensor, spans: Sequence[Span], *, steering: Hooks | None = None) -> Tensor:
+        """Residual stream [tokens, d_model] behind the last block, for callers that want few logits at a time, or none."""
         tokens = int(token_ids.shape[0])
-        return self._run(token_ids, spans, steering=None, n_layers=self.config.n_layers)[:tokens]
+        return self._run(token_ids, spans, steering=steering, n_layers=self.config.n_layers)[:tokens]
 
     @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
@@ -193,58 +199,64 @@ class _Attention:
         for span in spans:
             assert span.cache.length + span.count <= span.cache.capacity
             edges.append(edges[-1] + span.count)
-        self._spans = [_SpanView(span, start, end) for span, (start, end) in zip(spans, pairwise(edges), strict=True)]
+        self._counts = [span.count for span in spans]
+        self._padding = rows.shape[0] - edges[-1]
+        self._spans = [_SpanView(span) for span in spans]
+        # [n_layers][spans], each [2 n_kv_heads, count, d_head]: where a layer's new keys and values go.
+        self._new = list(zip(*(view.new for view in self._spans), strict=True))
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        """qkv [rows, (n_heads + 2 n_kv_heads) d_head] → [rows, n_heads d_head]; writes this layer's keys and values."""
+        """qkv [rows, (n_heads + 2 n_kv_heads) d_head] → [rows, n_heads d_head]; writes this layer's keys and values.
+
+        Changes qkv: queries and keys are rotated where they lie.
+        """
         n_heads, n_kv, d_head = self._config.n_heads, self._config.n_kv_heads, self._config.d_head
         rows = qkv.shape[0]
         heads = qkv.view(rows, n_heads + 2 * n_kv, d_head)
-        rotated = self._rotate(heads[:, : n_heads + n_kv])
-        queries, keys, values = rotated[:, :n_heads], rotated[:, n_heads:], heads[:, n_heads + n_kv :]
-        # Rows beyond the spans are padding: nobody reads them, but they must not hold NaN from stale memory.
-        mixed = torch.zeros(rows, n_heads * d_head, dtype=qkv.dtype, device=qkv.device)
-        for view in self._spans:
-            part = slice(view.start, view.end)
-            mixed[part] = view.attend(layer, queries[part], keys[part], values[part])
-        return mixed
+        self._rotate(heads[:, : n_heads + n_kv])
+        queries = heads[:, :n_heads].split_with_sizes([*self._counts, self._padding])
+        kept = heads[:, n_heads:].transpose(0, 1).split_with_sizes([*self._counts, self._padding], dim=1)
+        # One call instead of one for every span.
+        torch._foreach_copy_(self._new[layer], kept[:-1])
+        mixed = [view.attend(layer, own) for view, own in zip(self._spans, queries, strict=False)]
+        if self._padding:
+            # Rows beyond the spans: nobody reads them, but they must not hold NaN from stale memory.
+            mixed.append(qkv.new_zeros(self._padding, n_heads * d_head))
+        return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
-    def _rotate(self, heads: Tensor) -> Tensor:
+    def _rotate(self, heads: Tensor) -> None:
         first, second = heads.float().chunk(2, dim=-1)
         turned = torch.cat((first * self._cos - second * self._sin, second * self._cos + first * self._sin), dim=-1)
-        return turned.to(heads.dtype)
+        heads.copy_(turned)
 
 
 class _SpanView:
     """One span's window on its cache: per layer, where this step writes and what it may read."""
 
-    def __init__(self, span: Span, start: int, end: int) -> None:
-        self.start, self.end = start, end
-        past, total = span.cache.length, span.cache.length + span.count
-        self._new_keys = span.cache.keys[:, :, past:total].unbind(0)
-        self._new_values = span.cache.values[:, :, past:total].unbind(0)
-        self._keys = span.cache.keys[:, :, :total].unsqueeze(1).unbind(0)  # each [1, n_kv_heads, total, d_head]
-        self._values = span.cache.values[:, :, :total].unsqueeze(1).unbind(0)
+    def __init__(self, span: Span) -> None:
+        cache, past, total = span.cache, span.cache.length, span.cache.length + span.count
+        self.new = cache.keys_values[:, :, past:total].unbind(0)
+        self._keys = cache.keys[:, None, :, :total].unbind(0)  # each [1, n_kv_heads, total, d_head]
+        self._values = cache.values[:, None, :, :total].unbind(0)
         self._is_causal = past == 0 and span.count > 1
         self._mask: Tensor | None = None
         if past > 0 and span.count > 1:
-            device = span.cache.keys.device
+            device = cache.keys_values.device
             self._mask = torch.ones(span.count, total, dtype=torch.bool, device=device).tril(diagonal=past)
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """queries [count, n_heads, d_head], keys and values [count, n_kv_heads, d_head] → [count, n_heads d_head]."""
-        self._new_keys[layer].copy_(keys.transpose(0, 1))
-        self._new_values[layer].copy_(values.transpose(0, 1))
+    def attend(self, layer: int, queries: Tensor) -> Tensor:
+        """queries [count, n_heads, d_head] → [count, n_heads d_head], over everything this layer's cache holds."""
+        keys, values = self._keys[layer], self._values[layer]
         count, n_heads, d_head = queries.shape
         if count == 1:
             # The queries that share a key-value head stand where a sequence of queries would: no copy of keys and
             # values.
-            grouped = queries.view(1, keys.shape[1], n_heads // keys.shape[1], d_head)
-            return F.scaled_dot_product_attention(grouped, self._keys[layer], self._values[layer]).view(1, -1)
+            grouped = queries.view(1, keys.shape[1], -1, d_head)
+            return F.scaled_dot_product_attention(grouped, keys, values).view(1, -1)
         mixed = F.scaled_dot_product_attention(
             queries.transpose(0, 1).unsqueeze(0),
-            self._keys[layer],
-            self._values[layer],
+            keys,
+            values,
             attn_mask=self._mask,
             is_causal=self._is_causal,
             enable_gqa=True,

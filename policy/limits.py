@@ -11,6 +11,19 @@ TOOLS_MAX = 128  # the OpenAI limit
 STOP_STRINGS_MAX = 4  # the OpenAI limit
 STOP_STRING_CHARS_MAX = 256
 STEERING_VECTORS_MAX = 16
+STEERING_LAYER_MAX = 1023  # no model has as many blocks; a set of layers is one number of so many bits
+STEERING_SCALE_MAX = 1e4  # coherence ends at a relative dose near 2; vectors may be of any norm
+STEERING_VALUE_MAX = 1e6  # projections, thresholds, degrees: residuals stay below 1e5
+STEERING_PLACES_MAX = 4096  # tokens, positions or windows of one selector
+STEERING_POSITION_MAX = 2**31 - 1  # either way; longer contexts do not exist
+TOKEN_ID_MAX = 2**31 - 1
+ORTHOGONAL_VECTORS_MAX = 16  # directions taken out of a model at once
+COMBINED_VECTORS_MAX = 16  # terms of one combination: as many as one spec may name
+SCALES_TRIED_MAX = 33  # of one evaluation: a curve of more points shows no more
+SELECT_TOKENS_MAX = 64  # positions tried at each layer
+JOB_ANSWER_TOKENS_MAX = 256  # of each answer that a calibration or an evaluation has a model give
+FIRST_WORDS_MAX = 64  # that a refusal may begin with
+JOB_PROMPTS_MAX = 256  # of a calibration or an evaluation
 CONTRAST_TEXTS_MAX = 256
 CONTRAST_TEXT_CHARS_MAX = 8192
 EMBEDDING_INPUTS_MAX = 256  # of one request; clients that have more send several
@@ -29,6 +42,12 @@ ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it t
 TOOL_CALLS_MAX = 64
 TOOL_ARGUMENTS_BYTES_MAX = 1024 * 1024  # of one call as the backend spells it; its canonical form counts as text
 TOKENS_REPORTED_MAX = 2**31 - 1  # usage integers beyond this are garbage
+JOB_BYTES_MAX = 1024 * 1024  # a job's document: at most as many rows as a result may have, of about 200 bytes
+JOB_EVENTS_BYTES_MAX = 4 * 1024 * 1024  # a stream of them: a backend may say every state many times
+RESULT_LAYERS_MAX = 1024  # of an extraction: one for each block
+RESULT_CANDIDATES_MAX = 1024  # of a selection: 128 blocks at 8 positions, each judged by passes of the model
+VECTORS_LISTED_MAX = 1024  # of one tenant at one model; their handles are charged raw
+VECTORS_BODY_BYTES_MAX = 16 * 1024 * 1024  # a backend lists the vectors of all tenants, about 1 KB each
 EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest in use have 4096
 
 # What leaves.
@@ -54,6 +73,10 @@ WORKER_RESTART_S_MAX = 30.0  # the delay doubles up to this
 WORKER_ANSWER_S_MAX = 1.0  # how long figures wait for a busy worker; then its last ones are shown
 WORKER_OBEYS_S_MAX = 10.0  # a worker that has not done what it was told after that is killed
 WORKER_COLLECT_S = 2.0  # how often counters are collected: what a worker counted after that dies with it
+
+# The audit log.
+LEAF_BYTES_MAX = 2048  # of one record: a log of years stays small enough to be copied and read as a whole
+ROUTE_BYTES_MAX = 64  # of a route's name, on the record of an answer
 
 # What the process holds.
 CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut

@@ -57,6 +57,7 @@ class Call:
     reasoning: bool = False  # whether the answer may begin with some
     status: int = 200
     stateful: bool = False  # names vectors or jobs, which may be missing (404) or exist already (409)
+    steps_max: int | None = None  # of a job's events: how many steps its progress has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -24,25 +25,34 @@ PROMPTS = (
 """Prose, a story, code, an instruction: short, since a wrong matrix shows in the first tokens."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Largest |difference| of two models' logits over one prompt. `fraction` of the prompts are done with it."""
+
+    fraction: float
+    at_end: float  # of the logits that the next token is sampled from
+    anywhere: float  # float32 has a floor there: see `docs/inference.md`
+
+
 def logit_differences(
-    base: LoadedModel, model: Model, *, vectors: Sequence[StoredVector]
-) -> Iterator[tuple[float, float]]:
-    """(fraction done, largest |difference| at any position) after every prompt."""
+    base: LoadedModel, model: Model, *, vectors: Sequence[StoredVector], prompts: Sequence[str] = PROMPTS
+) -> Iterator[Difference]:
+    """One Difference after every prompt: `base` with all of `vectors` ablated by hooks against `model`."""
     first, *others = vectors
     use = VectorUse(id=first.id, op="ablate", params={"also": [vector.id for vector in others]} if others else None)
-    steering = compile_spec(
-        SteeringSpec(vectors=[use]),
-        store={vector.id: vector for vector in vectors},
-        config=base.config,
-        model_digest=base.vectors_digest,
-    )
-    for number, prompt in enumerate(PROMPTS, start=1):
+    stored = {vector.id: vector for vector in vectors}
+    spec = SteeringSpec(vectors=[use])
+    steering = compile_spec(spec, store=stored, config=base.config, model_digest=base.vectors_digest)
+    for number, prompt in enumerate(prompts, start=1):
         ids = tuple(base.tokenizer.encode(prompt, add_special_tokens=True))
         span = SteeredSpan(token_ids=ids, start=0, prompt_tokens=len(ids), steering=steering, applied=Applied())
         table = SteeringTable([span], device=base.model.device)
         hooked = _logits(base.model, ids, table)
         table.finish_step()
-        yield number / len(PROMPTS), float((hooked - _logits(model, ids, None)).abs().max())
+        difference = (hooked - _logits(model, ids, None)).abs()
+        yield Difference(
+            fraction=number / len(prompts), at_end=float(difference[-1].max()), anywhere=float(difference.max())
+        )
 
 
 def _logits(model: Model, ids: tuple[int, ...], table: SteeringTable | None) -> torch.Tensor:

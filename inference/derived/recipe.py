@@ -28,7 +28,7 @@ class Recipe:
     id: str
     base_digest_sha256: str
     basis: Tensor
-    vectors: tuple[tuple[str, str], ...]  # id and digest of what the basis was made of
+    vectors: tuple[tuple[str, int, str], ...]  # id, layer and digest of the directions that the basis was made of
     created_s: int
     logit_difference_max: float  # against ablation by hooks, when it was made
 
@@ -44,7 +44,7 @@ class Recipe:
             "method": _METHOD,
             "base_digest": self.base_digest_sha256,
             "digest": self.digest_sha256,
-            "vectors": [{"id": vector_id, "digest": digest} for vector_id, digest in self.vectors],
+            "vectors": [{"id": name, "layer": layer, "digest": digest} for name, layer, digest in self.vectors],
             "directions": int(self.basis.shape[0]),
             "logit_difference_max": self.logit_difference_max,
         }
@@ -64,7 +64,7 @@ def recipe_of(content: bytes, *, model_id: str) -> Recipe:
             id=model_id,
             base_digest_sha256=str(document["base_digest"]),
             basis=tensors["basis"],
-            vectors=tuple((str(one["id"]), str(one["digest"])) for one in document["vectors"]),
+            vectors=tuple((str(one["id"]), int(one["layer"]), str(one["digest"])) for one in document["vectors"]),
             created_s=int(document["created_s"]),
             logit_difference_max=float(document["logit_difference_max"]),
         )

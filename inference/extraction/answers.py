@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from inference.extraction.divergence import kl_nats, token_nats
-from inference.lab import Lab, Passage, Pieces, TokenIds, within
+from inference.lab import Lab, Pieces, within
+from inference.passages import Passage, TokenIds
 from inference.steering.applied import Applied
 from inference.steering.program import CompiledSteering
 

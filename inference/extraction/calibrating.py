@@ -10,7 +10,8 @@ from inference.extraction.answers import answer_plainly, compare
 from inference.extraction.calibration import UnreachableError, search
 from inference.extraction.divergence import quantile
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, TokenIds, within
+from inference.lab import Lab, within
+from inference.passages import TokenIds
 from inference.steering.program import CompiledSteering
 
 

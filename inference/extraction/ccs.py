@@ -9,6 +9,7 @@ Burns et al. 2212.03827. The penalty is ours: with fewer pairs than dimensions s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -27,10 +28,11 @@ class Probe:
     losses: tuple[float, ...]
 
 
-def ccs(sides: Sides, *, seed: int = 0, restarts: int = 10, penalty: float = 0.01) -> Probe:
-    """The probe of least loss among seeded restarts. Its sign is arbitrary: nothing here knows what is true.
+def ccs(sides: Sides, *, seed: int = 0, restarts: int = 10, penalty: float = 0.01) -> Generator[float, None, Probe]:
+    """The probe of least loss among seeded restarts; yields the fraction done after each, about 30 ms.
 
-    The largest entry is made positive, so that the answer is one answer. Raises DegenerateError.
+    Its sign is arbitrary, since nothing here knows what is true: the largest entry is made positive, so that the answer
+    is one answer. Raises DegenerateError.
     """
     if sides.positive.shape[0] < 2:
         raise DegenerateError("contrast-consistent search needs at least two pairs")
@@ -42,10 +44,11 @@ def ccs(sides: Sides, *, seed: int = 0, restarts: int = 10, penalty: float = 0.0
     coordinates = centred @ basis.T
     coordinates = coordinates / coordinates.square().mean().sqrt()
     generator = torch.Generator().manual_seed(seed)
-    fits = sorted(
-        (_fit(*coordinates.chunk(2), generator=generator, penalty=penalty) for _ in range(restarts)),
-        key=lambda fit: fit[0],
-    )
+    fits: list[tuple[float, Tensor]] = []
+    for restart in range(1, restarts + 1):
+        fits.append(_fit(*coordinates.chunk(2), generator=generator, penalty=penalty))
+        yield restart / restarts
+    fits.sort(key=lambda fit: fit[0])
     direction = fits[0][1] @ basis
     if float(direction.norm()) == 0:
         raise DegenerateError("no probe is both consistent and confident")

@@ -17,7 +17,8 @@ from inference.extraction.propensity import sign_symmetry, steerability
 from inference.extraction.refusal_phrases import is_refusal
 from inference.extraction.wilcoxon import bayesian_wilcoxon
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Passage, Pieces, TokenIds, within
+from inference.lab import Lab, Pieces, within
+from inference.passages import Passage, TokenIds
 from inference.steering.applied import Applied
 from inference.steering.program import CompiledSteering
 
@@ -152,12 +153,22 @@ def _next_token(
     passages: Sequence[Passage], steering: CompiledSteering | None, applied: Applied | None, lab: Lab
 ) -> Pieces[Tensor]:
     """log p of each passage's one answer token; passages with the same prompt share its run."""
-    prompts = list(dict.fromkeys(passage.token_ids[:-1] for passage in passages))
-    places = {prompt: row for row, prompt in enumerate(prompts)}
-    logits = yield from lab.last_logits(prompts, steering=steering, applied=applied)
-    rows = torch.tensor([places[passage.token_ids[:-1]] for passage in passages], device=logits.device)
-    token_ids = torch.tensor([passage.token_ids[-1] for passage in passages], device=logits.device)
-    return (logits[rows, token_ids].double() - logits.double().logsumexp(-1)[rows]).cpu()
+    asked: dict[TokenIds, list[int]] = {}
+    places: list[int] = []  # of each passage among the answers to its prompt
+    for passage in passages:
+        answers = asked.setdefault(passage.token_ids[:-1], [])
+        places.append(len(answers))
+        answers.append(passage.token_ids[-1])
+    most = max(map(len, asked.values()))
+    token_ids = torch.tensor([answers + [0] * (most - len(answers)) for answers in asked.values()])
+
+    def log_p(rows: slice, logits: Tensor) -> Tensor:
+        wanted = logits.double().gather(-1, token_ids[rows].to(logits.device))
+        return (wanted - logits.double().logsumexp(-1, keepdim=True)).cpu()
+
+    found = yield from lab.last_logits(list(asked), steering=steering, applied=applied, reduce=log_p)
+    rows = {prompt: row for row, prompt in enumerate(asked)}
+    return found[[rows[passage.token_ids[:-1]] for passage in passages], places]
 
 
 def _whole_answers(

@@ -21,7 +21,8 @@ from inference.extraction.methods import (
 from inference.extraction.samples import Samples, activations
 from inference.extraction.statistics import DegenerateError, Figures
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Positions, Which, within
+from inference.lab import Lab, within
+from inference.passages import Positions, Which
 from inference.steering.store import VectorStore
 from inference.steering.vector import Kind, StoredVector
 
@@ -52,14 +53,16 @@ def extract(extraction: Extraction, *, lab: Lab, store: VectorStore) -> Work:
     found: dict[int, FoundDirection | FoundEraser] = {}
     for done, layer in enumerate(extraction.layers):
         sides = found_activations.sides(layer)
+        start, stop = (_RUNNING + (1 - _RUNNING) * i / len(extraction.layers) for i in (done, done + 1))
         try:
             if extraction.method in ERASERS:
                 found[layer] = find_eraser(extraction.method, sides)
             else:
-                found[layer] = find_direction(extraction.method, sides, extraction.params)
+                finding = find_direction(extraction.method, sides, extraction.params)
+                found[layer] = yield from within(finding, start, stop)
         except DegenerateError as error:
             raise JobError(f"layer {layer}: {error}", code="degenerate") from error
-        yield _RUNNING + (1 - _RUNNING) * (done + 1) / len(extraction.layers)
+        yield stop
     store.add(stored(extraction.vector_id, found, extraction.side_names, extraction.provenance))
     return {
         "layers": [result_of(layer, one.figures) for layer, one in found.items()],

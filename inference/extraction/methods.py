@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import Tensor
@@ -73,10 +73,10 @@ class FoundEraser:
     details: Mapping[str, float]
 
 
-def find_direction(method: Method, sides: Sides, params: Params) -> FoundDirection:
-    """Raises DegenerateError."""
+def find_direction(method: Method, sides: Sides, params: Params) -> Generator[float, None, FoundDirection]:
+    """Yields the fraction done where a method takes long. Raises DegenerateError."""
     if method is Method.CCS:
-        return _find_probe(sides, params)
+        return (yield from _find_probe(sides, params))
     if method is Method.MEAN_DIFFERENCE:
         vector = mean_difference(sides)
     elif method is Method.PCA:
@@ -102,8 +102,8 @@ def find_eraser(method: Method, sides: Sides) -> FoundEraser:
     )
 
 
-def _find_probe(sides: Sides, params: Params) -> FoundDirection:
-    probe = ccs(sides, seed=params.seed, restarts=params.restarts, penalty=params.penalty)
+def _find_probe(sides: Sides, params: Params) -> Generator[float, None, FoundDirection]:
+    probe = yield from ccs(sides, seed=params.seed, restarts=params.restarts, penalty=params.penalty)
     details = {"loss": probe.losses[0]}
     if params.labels is None:
         # The sides say yes and no, not true and false: how far apart they are is nothing the probe was after.

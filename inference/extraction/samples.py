@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from inference.extraction.statistics import Sides, sides
-from inference.lab import Lab, Pieces, Positions, TokenIds
+from inference.lab import Lab, Pieces
+from inference.passages import Positions, TokenIds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from inference.extraction.divergence import kl_nats
-from inference.extraction.extraction import stored
+from inference.extraction.extraction import result_of, stored
 from inference.extraction.interventions import Interventions
 from inference.extraction.methods import FoundDirection, Method, Params, find_direction
 from inference.extraction.refusal import Candidate, Rule, chosen, refusal_scores
 from inference.extraction.samples import Activations, Samples, activations
 from inference.extraction.statistics import DegenerateError, d_prime
 from inference.jobs.chore import JobError, Work
-from inference.lab import Lab, Pieces, Positions, Which, within
+from inference.lab import Lab, Pieces, within
+from inference.passages import Positions, Which
 from inference.steering.store import VectorStore
 
 _FINDING = 0.2  # share of the time that finding candidates takes where judging them runs the model
@@ -62,6 +63,23 @@ class _Found:
 
 def select(selection: Selection, *, lab: Lab, store: VectorStore, interventions: Interventions) -> Work:
     """The job in pieces; stores the winner, made from the training part only."""
+    _, result = yield from _select(selection, lab, store, interventions)
+    return result
+
+
+def extract_selected(selection: Selection, *, lab: Lab, store: VectorStore, interventions: Interventions) -> Work:
+    """The same with the result of an extraction: figures of the winner, and where it was found."""
+    winner, _ = yield from _select(selection, lab, store, interventions)
+    return {
+        "layers": [result_of(winner.layer, winner.direction.figures)],
+        "selected_layer": winner.layer,
+        "position": winner.position,
+    }
+
+
+def _select(
+    selection: Selection, lab: Lab, store: VectorStore, interventions: Interventions
+) -> Pieces[tuple[_Found, dict[str, Any]]]:
     share = 1.0 if selection.by is By.D_PRIME else _FINDING
     found = yield from within(_find(selection, lab), 0.0, share)
     if selection.by is By.D_PRIME:
@@ -77,7 +95,7 @@ def select(selection: Selection, *, lab: Lab, store: VectorStore, interventions:
         "held_out_d_prime": winner.d_prime,
     }
     store.add(stored(selection.vector_id, {winner.layer: winner.direction}, selection.side_names, provenance))
-    return result
+    return winner, result
 
 
 def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:
@@ -92,7 +110,7 @@ def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:
         train = yield from within(activations(selection.train, layers=selection.layers, at=at, lab=lab), start, middle)
         test = yield from within(activations(selection.test, layers=selection.layers, at=at, lab=lab), middle, stop)
         for layer in selection.layers:
-            found += _found_at(layer, at, train, test, selection)
+            found += yield from within(_found_at(layer, at, train, test, selection), stop, stop)
             yield stop
     if not found:
         raise JobError("no candidate has a direction: the texts have the same activations", code="degenerate")
@@ -101,21 +119,24 @@ def _find(selection: Selection, lab: Lab) -> Pieces[list[_Found]]:
 
 def _found_at(
     layer: int, at: Positions, train: Activations, test: Activations, selection: Selection
-) -> Generator[_Found, None, None]:
+) -> Pieces[list[_Found]]:
     rows = range(at.tokens) if at.which is Which.EACH_OF_TAIL else range(1)
+    found: list[_Found] = []
     for row in rows:
         try:
-            direction = find_direction(selection.method, train.sides(layer, row=row), selection.params)
+            direction = yield from find_direction(selection.method, train.sides(layer, row=row), selection.params)
         except DegenerateError:
             continue  # a position that all texts share has no direction at the first layers
         held_out, vector = test.sides(layer, row=row), direction.vector
-        yield _Found(
+        one = _Found(
             layer=layer,
             position=_position(at, row),
             token=at.which.value if at.which is not Which.EACH_OF_TAIL else Which.INDEX.value,
             direction=direction,
             d_prime=d_prime(held_out.positive @ vector, held_out.negative @ vector),
         )
+        found.append(one)
+    return found
 
 
 def _position(at: Positions, row: int) -> int | None:
@@ -185,19 +206,27 @@ def _scores(
     if one.layer >= rule.depth_max * lab.n_layers:
         return scores
     ablated = interventions.ablate(one.direction.vector, one.layer)
-    steered = yield from within(lab.last_logits(selection.test.negative, steering=ablated), 0.0, 0.33)
-    divergence = float(kl_nats(plain, steered).mean())
+
+    def diverged(rows: slice, logits: Tensor) -> Tensor:
+        return kl_nats(plain[rows], logits)
+
+    def refused(_: slice, logits: Tensor) -> Tensor:
+        return refusal_scores(logits, ids)
+
+    harmful, harmless = selection.test.positive, selection.test.negative
+    found = yield from within(lab.last_logits(harmless, steering=ablated, reduce=diverged), 0.0, 0.33)
+    divergence = float(found.mean())
     scores["kl_nats"] = divergence if math.isfinite(divergence) else None
     if not divergence < rule.kl_nats_max:
         return scores
     added = interventions.add(one.direction.vector, one.layer)
-    steered = yield from within(lab.last_logits(selection.test.negative, steering=added), 0.33, 0.66)
-    induced = float(refusal_scores(steered, ids).mean())
+    found = yield from within(lab.last_logits(harmless, steering=added, reduce=refused), 0.33, 0.66)
+    induced = float(found.mean())
     scores["induce"] = induced if math.isfinite(induced) else None
     if not induced > rule.induce_min:
         return scores
-    steered = yield from within(lab.last_logits(selection.test.positive, steering=ablated), 0.66, 1.0)
-    bypass = float(refusal_scores(steered, ids).mean())
+    found = yield from within(lab.last_logits(harmful, steering=ablated, reduce=refused), 0.66, 1.0)
+    bypass = float(found.mean())
     scores["bypass"] = bypass if math.isfinite(bypass) else None
     return scores
 

@@ -51,6 +51,7 @@ class JobTable:
         self._lock = threading.Lock()  # guards what follows; never held across a disk write
         self._jobs: dict[str, Job] = {}  # oldest first
         self._unwanted: set[str] = set()  # running jobs that somebody has cancelled
+        self._lingering: set[str] = set()  # cancelled while they waited; the engine still holds their work
         self._watchers: dict[str, list[Callable[[], None]]] = {}
         if directory is not None:
             self._jobs = _read_all(directory)
@@ -63,11 +64,14 @@ class JobTable:
             known = self.all()
             if self.get(job_id) is not None:
                 raise JobExistsError(job_id)
-            if sum(not job.is_over for job in known) >= JOBS_WAITING_MAX:
+            with self._lock:
+                lingering = set(self._lingering)
+            # Whoever opens and cancels in turn must not fill the engine's queue with work that nobody wants.
+            if sum(not job.is_over for job in known) + len(lingering) >= JOBS_WAITING_MAX:
                 raise JobsFullError
             job = Job(id=job_id, kind=kind, created_s=int(self._clock()))
             self._write(job)
-            over = [job for job in known if job.is_over]
+            over = [job for job in known if job.is_over and job.id not in lingering]
             self._forget(over[: max(0, len(known) + 1 - JOBS_KEPT_MAX)])
             with self._lock:
                 self._jobs[job_id] = job
@@ -117,6 +121,8 @@ class JobTable:
         with self._writing:
             job = self.get(job_id)
             if job is not None and job.status is Status.QUEUED:
+                with self._lock:
+                    self._lingering.add(job_id)
                 self._change(job_id, status=Status.CANCELLED)
             elif job is not None and not job.is_over:
                 with self._lock:
@@ -132,6 +138,8 @@ class JobTable:
         """A job that was unwanted runs no more."""
         with self._writing:
             self._change(job_id, status=Status.CANCELLED)
+            with self._lock:
+                self._lingering.discard(job_id)
 
     @contextlib.contextmanager
     def watching(self, job_id: str, notify: Callable[[], None]) -> Iterator[None]:

@@ -96,7 +96,11 @@ async def _write(response: web.StreamResponse, documents: list[Document], *, end
 
 
 def _usage(planned: Plan, ended: Ended) -> Usage:
-    return Usage(prompt_tokens=len(planned.prompt_ids), completion_tokens=ended.completion_tokens)
+    return Usage(
+        prompt_tokens=len(planned.prompt_ids),
+        completion_tokens=ended.completion_tokens,
+        cached_tokens=ended.cached_tokens,
+    )
 
 
 def _steering(planned: Plan, ended: Ended) -> Document | None:

@@ -12,9 +12,10 @@ from inference.extraction.evaluation import Evaluation, Metric, Sample, evaluate
 from inference.extraction.strength import at_strength, strength_max
 from inference.jobs.chore import Work
 from inference.jobs.job import JobKind
-from inference.lab import Lab, Passage, TokenIds
+from inference.lab import Lab
 from inference.limits import EVALUATE_PASSAGES_MAX, PROMPTS_MAX, TARGET_WORDS_MAX
 from inference.loading import LoadedModel
+from inference.passages import Passage, TokenIds
 from inference.server.body import read_body
 from inference.server.errors import bad_request
 from inference.server.experiment_schema import CalibrateRequest, EvaluateRequest

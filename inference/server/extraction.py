@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from aiohttp import web
 
@@ -16,12 +16,13 @@ from inference.extraction.methods import ERASERS, PAIRED, PARAMETERS, Method, Pa
 from inference.extraction.post_instruction import post_instruction_tokens
 from inference.extraction.refusal import FIRST_WORDS, Rule
 from inference.extraction.samples import Samples
-from inference.extraction.selection import By, Selection, select
+from inference.extraction.selection import By, Selection, extract_selected, select
 from inference.jobs.chore import Work
 from inference.jobs.job import JobKind
-from inference.lab import Lab, Positions, TokenIds, Which
+from inference.lab import Lab
 from inference.limits import ACTIVATION_VALUES_MAX, SELECT_CANDIDATES_MAX
 from inference.loading import LoadedModel
+from inference.passages import Positions, TokenIds, Which
 from inference.server.body import read_body
 from inference.server.errors import bad_request
 from inference.server.experiment_schema import Contrast, ExtractRequest, Layers, MethodParams, SelectRequest, Token
@@ -36,6 +37,7 @@ from inference.server.texts import (
     template_digest,
 )
 from inference.server.vectors import refuse_existing
+from inference.steering.store import VectorStore
 
 _METHOD_PARAMS = frozenset(field.name for field in dataclasses.fields(Params))
 _RULE_PARAMS = frozenset(field.name for field in dataclasses.fields(Rule))
@@ -69,7 +71,8 @@ def _extract_work(body: ExtractRequest, service: Service) -> Work:
     layers = checked_layers(asked or "all", loaded, param="layer" if body.layer is not None else "layers")
     if body.method is Method.REFUSAL:
         tokens: list[Token] = ["post_instruction" if body.token is None else body.token]
-        return _selection_work(body, layers, tokens, By.REFUSAL, Method.MEAN_DIFFERENCE, service, place_param="token")
+        selection = _selection(body, layers, tokens, By.REFUSAL, Method.MEAN_DIFFERENCE, loaded, place_param="token")
+        return extract_selected(selection, **_tools(service))
     texts = contrast_texts(body, paired=body.paired)
     at = _positions("last" if body.token is None else body.token, body, loaded, param="token")
     if body.token == "all" and body.method not in ERASERS:  # noqa: S105 - a position, no password
@@ -100,32 +103,43 @@ def _select_work(body: SelectRequest, service: Service) -> Work:
     layers = checked_layers(body.layers, service.loaded, param="layers")
     by = By.REFUSAL if body.method is Method.REFUSAL else body.by
     method = Method.MEAN_DIFFERENCE if body.method is Method.REFUSAL else body.method
-    if method in ERASERS or method is Method.ACTADD:
-        raise bad_request(f"{method.value} finds no direction to select", param="method")
+    if method in ERASERS or method in (Method.ACTADD, Method.CCS):  # the sides of CCS are no sides of its direction
+        raise bad_request(f"{method.value} finds no direction that could be judged by its sides", param="method")
     default: Token = "last" if by is By.D_PRIME else "post_instruction"
-    return _selection_work(body, layers, body.tokens or [default], by, method, service, place_param="tokens")
+    selection = _selection(body, layers, body.tokens or [default], by, method, service.loaded, place_param="tokens")
+    return select(selection, **_tools(service))
 
 
-def _selection_work(
+class _Tools(TypedDict):
+    lab: Lab
+    store: VectorStore
+    interventions: Interventions
+
+
+def _tools(service: Service) -> _Tools:
+    """What selecting works with."""
+    loaded = service.loaded
+    interventions = Interventions(config=loaded.config, model_digest=loaded.vectors_digest)
+    return {"lab": Lab(loaded.model), "store": service.store, "interventions": interventions}
+
+
+def _selection(
     body: ExtractRequest | SelectRequest,
     layers: tuple[int, ...],
     tokens: Sequence[Token],
     by: By,
     method: Method,
-    service: Service,
+    loaded: LoadedModel,
     *,
     place_param: str,
-) -> Work:
-    loaded = service.loaded
+) -> Selection:
     # Instructions that are refused and instructions that are not have no partners.
-    texts = contrast_texts(body, paired=body.paired and by is not By.REFUSAL)
+    texts = contrast_texts(body, paired=body.paired and (by is not By.REFUSAL or method in PAIRED))
     if len(set(tokens)) != len(tokens) or "all" in tokens:
         raise bad_request("tokens must be distinct places of a text", param=place_param)
     places = tuple(_positions(token, body, loaded, param=place_param, each=True) for token in tokens)
-    if (
-        min(len(texts.train.positive), len(texts.train.negative), len(texts.test.positive), len(texts.test.negative))
-        < 2
-    ):
+    parts = (texts.train.positive, texts.train.negative, texts.test.positive, texts.test.negative)
+    if min(map(len, parts)) < 2:
         message = "every side needs at least two texts to learn from and two held out: of your own texts, every fourth"
         raise bad_request(message, param=texts.train.params[0], code="not_enough_texts")
     if len(layers) * sum(at.rows(at.tokens_min) for at in places) > SELECT_CANDIDATES_MAX:
@@ -144,7 +158,7 @@ def _selection_work(
         "params": {} if body.params is None else without_none(body.params),
         "held_out": {"positive": len(test.positive), "negative": len(test.negative)},
     }
-    selection = Selection(
+    return Selection(
         vector_id=body.id,
         method=method,
         params=_params(params),
@@ -158,8 +172,6 @@ def _selection_work(
         side_names=texts.side_names,
         provenance=provenance,
     )
-    interventions = Interventions(config=loaded.config, model_digest=loaded.vectors_digest)
-    return select(selection, lab=Lab(loaded.model), store=service.store, interventions=interventions)
 
 
 def checked_layers(asked: Layers, loaded: LoadedModel, *, param: str) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ class Ended:
     last: LastPiece
     applied: Applied
     completion_tokens: int
+    cached_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Plan:
     steering: CompiledSteering | None
     stop: tuple[str, ...]
     tools: ToolChoice | None
+    cache_salt: str
 
 
 def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: VectorStore) -> Plan:
@@ -61,17 +63,26 @@ def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: V
         steering=steering,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         tools=tools,
+        cache_salt=body.cache_salt or "",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Over:
+    """What the engine's thread says of the end."""
+
+    last: LastPiece
+    applied: Applied
 
 
 async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenerator[Piece | Ended, None]:
     """Pieces as they become sure, then one Ended. Closing the iterator early cancels the request. Raises ApiError."""
     loop = asyncio.get_running_loop()
     # Bounded by max_tokens + 1 events, each of a few hundred bytes.
-    events: asyncio.Queue[Piece | Ended | EndReason] = asyncio.Queue()
+    events: asyncio.Queue[Piece | _Over | EndReason] = asyncio.Queue()
     answer = Answer(loaded.tokenizer, end_ids=loaded.end_ids, stop=plan.stop, tools=plan.tools)
 
-    def tell(event: Piece | Ended | EndReason) -> None:
+    def tell(event: Piece | _Over | EndReason) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -83,7 +94,7 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
 
     def on_end(reason: EndReason, applied: Applied) -> None:
         if reason in (EndReason.STOPPED, EndReason.LENGTH):
-            tell(Ended(last=answer.finish(), applied=applied, completion_tokens=answer.token_count))
+            tell(_Over(last=answer.finish(), applied=applied))
         else:
             tell(reason)
 
@@ -95,6 +106,7 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
             steering=plan.steering,
             on_token=on_token,
             on_end=on_end,
+            cache_salt=plan.cache_salt,
         )
     )
     if isinstance(submitted, Refused):
@@ -104,9 +116,15 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
             event = await events.get()
             if isinstance(event, EndReason):
                 raise _ended_badly(event)
-            yield event
-            if isinstance(event, Ended):
+            if isinstance(event, _Over):
+                yield Ended(
+                    last=event.last,
+                    applied=event.applied,
+                    completion_tokens=answer.token_count,
+                    cached_tokens=submitted.cached_tokens,
+                )
                 return
+            yield event
     finally:
         submitted.cancel()  # no effect on a request that is over
 
@@ -181,4 +199,7 @@ def _refused(refused: Refused) -> ApiError:
 def _ended_badly(reason: EndReason) -> ApiError:
     if reason is EndReason.CANCELLED:
         return ApiError(503, "the server is shutting down", code="stopping")
+    if reason is EndReason.DIVERGED:
+        message = "steered like this, the activations left the range of numbers; use a smaller scale or fewer layers"
+        return bad_request(message, param="steering", code="steering_diverged")
     return ApiError(500, "the model failed; the server's log has the reason", code="internal_error")

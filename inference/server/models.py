@@ -15,7 +15,7 @@ from inference.server.errors import ApiError, bad_request, json_response
 from inference.server.jobs import start_job
 from inference.server.schema import OrthogonalizeRequest, decode
 from inference.server.service import SERVICE, Service
-from inference.steering.vector import BadVectorError, Kind, StoredVector, check_fits
+from inference.steering.vector import BadVectorError, Kind, StoredVector, check_fits, direction
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -59,16 +59,23 @@ def _direction(service: Service, vector_id: str, param: str) -> StoredVector:
         raise bad_request(f"no steering vector {vector_id!r}", param=param, code="unknown_vector")
     if vector.kind is not Kind.DIRECTION:
         raise bad_request(f"{vector_id!r} is no direction", param=param, code="wrong_kind")
-    if len(vector.layers) != 1:
-        message = f"{vector_id!r} has {len(vector.layers)} directions; which one shall no matrix write?"
-        raise bad_request(message, param=param, code="several_directions")
     if vector.metadata["model_digest"] not in (None, service.loaded.digest_sha256):
         raise bad_request(f"vector {vector_id!r} was made for another model", param=param, code="wrong_model")
     try:
         check_fits(vector, service.loaded.config)
     except BadVectorError as error:
         raise bad_request(str(error), param=param, code=error.code) from error
-    return vector
+    return _of_one_layer(vector, param)
+
+
+def _of_one_layer(vector: StoredVector, param: str) -> StoredVector:
+    """The direction that no matrix shall write: the only one, or the one that extraction found best."""
+    selected = vector.layers[0] if len(vector.layers) == 1 else vector.metadata.get("selected_layer")
+    layer = next((own for own in vector.layers if own == selected), None)  # never the file's own 12.0 or true
+    if layer is None:
+        message = f"{vector.id!r} has {len(vector.layers)} directions and no selected_layer; extract it at one layer"
+        raise bad_request(message, param=param, code="several_directions")
+    return direction(id=vector.id, values={layer: vector.tensors[f"direction.{layer}"]}, metadata=vector.metadata)
 
 
 def _document(service: Service, derived: DerivedModel) -> dict[str, Any]:

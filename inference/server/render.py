@@ -18,6 +18,7 @@ Document = dict[str, Any]
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int  # of the prompt, found in the prefix cache
 
     def document(self) -> Document:
         total = self.prompt_tokens + self.completion_tokens
@@ -25,6 +26,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from inference.limits import (
+    CACHE_SALT_CHARS_MAX,
     DESCRIPTION_CHARS_MAX,
     MESSAGES_MAX,
     SCALE_ABS_MAX,
@@ -83,6 +84,7 @@ class Generation(Strict, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     steering: SteeringSpec | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=CACHE_SALT_CHARS_MAX)] | None = None
 
 
 class ChatRequest(Generation, frozen=True, kw_only=True):

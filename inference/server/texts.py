@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from inference.chat import TemplateError
 from inference.datasets import NAMES, Dataset, load
 from inference.extraction.samples import Samples
-from inference.lab import TokenIds
 from inference.limits import TEXT_BYTES_MAX
 from inference.loading import LoadedModel
+from inference.passages import TokenIds
 from inference.server.errors import bad_request
 from inference.server.experiment_schema import Learning
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,33 +91,36 @@ class TopFeature:
 Kernel = Add | Affine | Rotate | TopFeature
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """One operation for some rows: the absolute positions of their tokens, in the order of the rows."""
 
     kernel: Kernel
     positions: NDArray[np.int64]
 
 
-def family(kernel: Kernel) -> tuple[type, bool]:
+def family(kernel: Kernel) -> str:
     """Kernels of one family can be stacked."""
-    return type(kernel), isinstance(kernel, Add) and kernel.keeps_norm
+    return "add, keeping the norm" if isinstance(kernel, Add) and kernel.keeps_norm else type(kernel).__name__
 
 
 def stacked(parts: Sequence[Part], device: torch.device) -> Change:
     """One change for the rows of all parts, one behind the other. The parts are of one family."""
-    kinds = {family(part.kernel) for part in parts}
-    assert len(kinds) == 1
-    kind, keeps_norm = kinds.pop()
-    if kind is Add:
+    assert len({family(part.kernel) for part in parts}) == 1
+    kernel = parts[0].kernel
+    if isinstance(kernel, Add):
         vectors = added(parts).to(device)
-        return _rescaled_sum(vectors) if keeps_norm else vectors.expand_as
-    return {Affine: _affine, Rotate: _rotate, TopFeature: _top_features}[kind](parts, device)
+        return _rescaled_sum(vectors) if kernel.keeps_norm else vectors.expand_as
+    return {Affine: _affine, Rotate: _rotate, TopFeature: _top_features}[type(kernel)](parts, device)
+
+
+def is_plain_addition(part: Part) -> bool:
+    """Whether what is added does not depend on h."""
+    return isinstance(part.kernel, Add) and not part.kernel.keeps_norm
 
 
 def added(parts: Sequence[Part]) -> Tensor:
-    """What parts of the family `Add` add: [rows, width], or [1, width] if that is the same for all rows."""
-    return _column([(_vectors(part), len(part.positions)) for part in parts])
+    """What parts of the kind `Add` add: [rows, width], or [1, width] if that is the same for all rows."""
+    return _column([_vectors(part) for part in parts], parts)
 
 
 def _vectors(part: Part) -> Tensor:
@@ -127,11 +131,14 @@ def _vectors(part: Part) -> Tensor:
     return vectors[torch.from_numpy(part.positions) - part.kernel.first]
 
 
-def _column(blocks: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """Blocks [1 or rows, width] one under the other; a single block that is the same for all rows stays one row."""
+def _column(blocks: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+    """A part's block [1 or rows, width] each, one under the other; if one is the same for all rows it stays one row."""
     if len(blocks) == 1:
-        return blocks[0][0]
-    return torch.cat([block.expand(rows, -1) for block, rows in blocks])
+        return blocks[0]
+    sizes = [len(part.positions) for part in parts]
+    if max(sizes) > 1:
+        blocks = [block.expand(rows, -1) for block, rows in zip(blocks, sizes, strict=True)]
+    return torch.cat(list(blocks))
 
 
 def _rescaled_sum(vectors: Tensor) -> Change:
@@ -145,13 +152,11 @@ def _rescaled_sum(vectors: Tensor) -> Change:
 
 def _affine(parts: Sequence[Part], device: torch.device) -> Change:
     kernels = [part.kernel for part in parts if isinstance(part.kernel, Affine)]
-    sizes = [len(part.positions) for part in parts]
-    read = _column([(k.read.unsqueeze(0), n) for k, n in zip(kernels, sizes, strict=True)]).to(device)
-    write = _column([(k.write.unsqueeze(0), n) for k, n in zip(kernels, sizes, strict=True)]).to(device)
-    numbers = torch.tensor([(k.bias, k.threshold, k.slope, k.offset, k.low, k.high) for k in kernels])
-    if len(kernels) > 1:
-        numbers = numbers.repeat_interleave(torch.tensor(sizes), dim=0)
-    bias, threshold, slope, offset, low, high = numbers.to(device).unsqueeze(-1).unbind(1)  # each [1 or n, 1]
+    read = _column([kernel.read.unsqueeze(0) for kernel in kernels], parts).to(device)
+    write = _column([kernel.write.unsqueeze(0) for kernel in kernels], parts).to(device)
+    rows = torch.tensor([(k.bias, k.threshold, k.slope, k.offset, k.low, k.high) for k in kernels])
+    numbers = _column(list(rows.unsqueeze(1)), parts).to(device)
+    bias, threshold, slope, offset, low, high = numbers.unsqueeze(-1).unbind(1)  # each [1 or n, 1]
     has_threshold = any(k.threshold > -math.inf for k in kernels)
     has_bounds = any(k.low > -math.inf or k.high < math.inf for k in kernels)
 
@@ -169,10 +174,9 @@ def _affine(parts: Sequence[Part], device: torch.device) -> Change:
 
 def _rotate(parts: Sequence[Part], device: torch.device) -> Change:
     kernels = [part.kernel for part in parts if isinstance(part.kernel, Rotate)]
-    sizes = [len(part.positions) for part in parts]
-    first = _column([(k.first.unsqueeze(0), n) for k, n in zip(kernels, sizes, strict=True)]).to(device)
-    second = _column([(k.second.unsqueeze(0), n) for k, n in zip(kernels, sizes, strict=True)]).to(device)
-    angles = _column([(torch.tensor([[k.cosine, k.sine]]), n) for k, n in zip(kernels, sizes, strict=True)]).to(device)
+    first = _column([kernel.first.unsqueeze(0) for kernel in kernels], parts).to(device)
+    second = _column([kernel.second.unsqueeze(0) for kernel in kernels], parts).to(device)
+    angles = _column([torch.tensor([[kernel.cosine, kernel.sine]]) for kernel in kernels], parts).to(device)
     cosine, sine = angles.unsqueeze(-1).unbind(1)  # each [1 or n, 1]
 
     def change(h: Tensor) -> Tensor:

@@ -43,6 +43,13 @@ class Use:
     gate: int | None
 
 
+Picked = tuple[bool, ...]
+"""Which of a request's selections pick a token."""
+
+Treatment = tuple[tuple[Site, tuple[tuple[int, Kernel], ...]], ...]
+"""What is done to a token: per site kernels, each with its stage, in order."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CompiledSteering:
     """Operations that would do nothing are not in `steps`. Gates are those of all uses that have one, in their order."""
@@ -54,6 +61,8 @@ class CompiledSteering:
     selections: tuple[Selection, ...]
     uses: tuple[Use, ...]
     steps: Mapping[Site, tuple[Step, ...]]
+    # What follows from all this, kept by `layout.py` in the thread of the engine: (gates, picks) → treatment.
+    treatments: dict[tuple[tuple[bool, ...], Picked], Treatment] = dataclasses.field(default_factory=dict)
 
     @property
     def is_constant(self) -> bool:
@@ -80,5 +89,7 @@ class CompiledSteering:
             self.conflict.value,
             [use.identity for use in acting],
             prompt_tokens if from_end else None,
+            # Which of several additions are summed beforehand, and so how they round, is decided by the whole spec.
+            self.fingerprint if len(acting) > 1 else None,
         ]
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()

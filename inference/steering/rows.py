@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inference.steering.kernels import Add, Change, added, family, stacked
-from inference.steering.layout import Group, Places, SiteLayout
+from inference.steering.kernels import Change, added, is_plain_addition, stacked
+from inference.steering.layout import Group, SiteLayout
 from inference.steering.points import Hook
 
 
@@ -15,26 +15,23 @@ class RowIndices:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._known: dict[bytes, Tensor] = {}
+        self._known: dict[tuple[int, ...], Tensor] = {}
 
-    def of(self, places: Places) -> slice | Tensor:
-        first, last = int(places[0]), int(places[-1])
-        if last - first + 1 == len(places) and bool((places[1:] > places[:-1]).all()):
-            return slice(first, last + 1)
-        key = places.tobytes()
+    def of(self, places: list[int]) -> slice | Tensor:
+        if places == list(range(places[0], places[0] + len(places))):
+            return slice(places[0], places[0] + len(places))
+        key = tuple(places)
         if key not in self._known:
-            self._known[key] = torch.from_numpy(places).to(self.device)
+            self._known[key] = torch.tensor(places, device=self.device)
         return self._known[key]
 
 
 def row_hook(site: SiteLayout, *, before: Tensor, moved: Tensor, indices: RowIndices) -> Hook:
     """The hook of a site. Every call writes ‖h‖ and ‖h′ − h‖ of its rows to `before` and `moved`, float32 [rows]."""
     rows = indices.of(site.rows)
-    if len(site.groups) == 1 and family(site.groups[0].parts[0].kernel) == (Add, False):
-        places = site.groups[0].places
+    if len(site.groups) == 1 and is_plain_addition(site.groups[0].parts[0]):
         vectors = added(site.groups[0].parts).to(indices.device)
         moved.copy_(torch.linalg.vector_norm(vectors, dim=-1))
-        assert isinstance(indices.of(places), slice)  # one group has every row once, in order
         return _add_to_slice(rows, vectors, before) if isinstance(rows, slice) else _add_to_rows(rows, vectors, before)
     stages = [_Stage(group, len(site.rows), indices) for group in site.groups]
     return _run_stages(rows, stages, before, moved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from inference.steering.applied import Applied
-from inference.steering.program import CompiledSteering
+from inference.steering.program import CompiledSteering, Picked
 from inference.steering.selectors import Mask
 
 
@@ -29,3 +29,10 @@ class SteeredSpan:
         assert self.steering is not None
         selections = self.steering.selections
         return [s.mask(self.token_ids, start=self.start, prompt_tokens=self.prompt_tokens) for s in selections]
+
+    def picked(self) -> Picked:
+        """Which selections pick the one token of a span of one."""
+        assert self.steering is not None
+        if self.start >= self.prompt_tokens and self.steering.is_constant:
+            return tuple(not selection.skips_generation for selection in self.steering.selections)
+        return tuple(bool(mask[0]) for mask in self.masks())

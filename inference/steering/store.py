@@ -121,7 +121,7 @@ def vector_of(content: bytes, *, vector_id: str) -> StoredVector:
     if METADATA_KEY not in texts:
         raise FileError(f"the header lacks {METADATA_KEY}")
     header = safetensors_file.json_object(texts[METADATA_KEY])
-    if tensors.keys() == {"vector"} and isinstance(header.get("layer"), int):
+    if tensors.keys() == {"vector"} and type(header.get("layer")) is int:
         metadata = {"model_digest": None, **{key: value for key, value in header.items() if key != "layer"}}
         return direction(id=vector_id, values={header["layer"]: tensors["vector"]}, metadata=metadata)
     kind, layers, provenance = header.get("kind"), header.get("layers"), header.get("metadata")

@@ -109,6 +109,5 @@ def _treatment(spans: Sequence[SteeredSpan]) -> list[tuple[object, ...]] | None:
         elif len(span.token_ids) != 1 or span.start < span.prompt_tokens:
             return None
         else:
-            picked = [] if span.steering.is_constant else span.masks()
-            treatment.append((id(span.steering), id(span.applied), span.gates, *map(bool, picked)))
+            treatment.append((id(span.steering), id(span.applied), span.gates, span.picked()))
     return treatment

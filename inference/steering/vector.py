@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -101,7 +102,8 @@ class StoredVector:
     @property
     def digest_sha256(self) -> str:
         """Of what steering does with it: kind, layers, activation and all values; not of its id or provenance."""
-        head = [self.kind, self.layers, self.metadata.get("activation"), self.metadata.get("k")]
+        names = ("activation", "k") if self.kind is Kind.SAE else ()
+        head = [self.kind, self.layers, *(self.metadata.get(name) for name in names)]
         total = hashlib.sha256(json.dumps(head, separators=(",", ":")).encode())
         for name in sorted(self.tensors):
             tensor = self.tensors[name]
@@ -136,7 +138,8 @@ def _check_metadata(kind: Kind, metadata: Mapping[str, Any]) -> None:
         raise BadVectorError("metadata lacks model_digest", code="bad_metadata")
     try:
         text = json.dumps(dict(metadata), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        msgspec.json.encode(dict(metadata))  # writes the answers; stricter on lone surrogates and on huge integers
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadVectorError(f"metadata of a {kind} is not JSON: {error}", code="bad_metadata") from error
     if len(text) > METADATA_BYTES_MAX:
         raise BadVectorError(f"metadata is longer than {METADATA_BYTES_MAX} bytes", code="too_large")

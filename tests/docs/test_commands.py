@@ -38,4 +38,5 @@ def test_the_commands_of_the_audit_log_are_all_documented():
         "audit check-proof",
         "audit fold",
         "audit export",
+        "audit rekey",
     } <= used().keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.metrics import Metrics
-from gateway.wire.errors import REJECTIONS
+from gateway.wire.rejections import JOB_FAULTS, REJECTIONS
 from policy.refusal import Reason
 from policy.release import Outcome
 
@@ -33,7 +33,7 @@ def test_the_api_reference_lists_every_refusal_with_its_status_and_code(reason: 
     assert row in (DOCS / "api.md").read_text()
 
 
-@pytest.mark.parametrize("code", [code for code, _ in REJECTIONS])
+@pytest.mark.parametrize("code", [code for code, _ in (*REJECTIONS, *JOB_FAULTS)])
 def test_the_api_reference_lists_every_code_that_a_backend_may_name(code: str) -> None:
     assert f"`{code}`" in (DOCS / "api.md").read_text()
 

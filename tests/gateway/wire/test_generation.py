@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
+from gateway.wire.steering_report import steering_body
 from policy.canonical import Finish, Malformed, Numbers, ReasoningDelta, TextDelta, TokenIds, ToolCallDelta, UsageReport
 from policy.limits import EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from gateway.wire import chat, completions
 from gateway.wire.dialect import Call, Identity, ModelRules
-from gateway.wire.fields import REFUSED_FIELDS, upstream_handle
+from gateway.wire.fields import REFUSED_FIELDS
+from gateway.wire.handles import upstream_handle
 from policy.limits import ANSWER_BYTES_MAX, MESSAGES_MAX, STEERING_VECTORS_MAX, STOP_STRINGS_MAX, TOOLS_MAX
 from policy.refusal import Reason, Refused
 
@@ -131,7 +132,7 @@ def test_the_reason_is_given_where_there_is_one():
         ({"steering": {"vectors": [{"id": "../x"}]}}, "steering.vectors[0].id"),
         ({"steering": {"vectors": [{"id": "x", "scale": 1e9}]}}, "steering.vectors[0].scale"),
         ({"steering": {"vectors": [{"id": "x", "layers": []}]}}, "steering.vectors[0].layers"),
-        ({"steering": {"vectors": [{"id": "x", "op": "ablate"}]}}, "steering.vectors[0].op"),
+        ({"steering": {"vectors": [{"id": "x", "op": "melt"}]}}, "steering.vectors[0].op"),
     ],
 )  # fmt: skip
 def test_a_value_out_of_bounds_is_refused_and_the_message_says_where(dialect, fields, param):

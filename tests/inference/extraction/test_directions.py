@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,10 @@ from inference.extraction.mean_difference import mean_difference
 from inference.extraction.methods import Method, Params, find_direction
 from inference.extraction.pca import pca, pca_centred
 from inference.extraction.statistics import DegenerateError, Sides, sides
+from tests.inference.extraction.constructed import SHAPES, pairs
+from tests.inference.extraction.pieces import run
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from constructed import SHAPES, pairs  # noqa: E402
-
-ORACLES = json.loads((HERE / "oracles.json").read_text())
+ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())
 
 
 def constructed(name: str) -> Sides:
@@ -92,7 +89,7 @@ def test_texts_that_are_all_the_same_have_no_direction_of_any_kind():
     same = torch.ones(4, 3)
     for method in (Method.PCA, Method.PCA_CENTRED, Method.LOGISTIC, Method.LAT, Method.CCS, Method.MEAN_DIFFERENCE):
         with pytest.raises(DegenerateError):
-            find_direction(method, sides(same, same, is_paired=True), Params())
+            run(find_direction(method, sides(same, same, is_paired=True), Params()))
 
 
 def test_differences_that_are_all_the_same_have_no_centred_component():
@@ -117,17 +114,17 @@ def statements(*, pairs: int = 40, seed: int = 5) -> tuple[Sides, list[bool]]:
 
 def test_ccs_finds_truth_and_not_the_word_that_was_said():
     both, _ = statements()
-    probe = ccs(both)
+    probe = run(ccs(both))
     assert abs(cosine(probe.direction, axis(1, 8))) > 0.95
     assert abs(cosine(probe.direction, axis(0, 8))) < 0.1
     assert probe.losses == tuple(sorted(probe.losses))
-    assert torch.equal(probe.direction, ccs(both).direction)
+    assert torch.equal(probe.direction, run(ccs(both)).direction)
 
 
 def test_labels_give_a_probe_its_sign_and_its_accuracy():
     both, truth = statements()
-    found = find_direction(Method.CCS, both, Params(labels=tuple(truth)))
-    lied = find_direction(Method.CCS, both, Params(labels=tuple(not label for label in truth)))
+    found = run(find_direction(Method.CCS, both, Params(labels=tuple(truth))))
+    lied = run(find_direction(Method.CCS, both, Params(labels=tuple(not label for label in truth))))
     assert cosine(found.vector, axis(1, 8)) > 0.95
     assert torch.equal(found.vector, -lied.vector)
     assert found.details["accuracy"] > 0.95
@@ -137,4 +134,4 @@ def test_labels_give_a_probe_its_sign_and_its_accuracy():
 
 def test_without_labels_a_probe_claims_no_separation():
     both, _ = statements()
-    assert find_direction(Method.CCS, both, Params()).figures.d_prime is None
+    assert run(find_direction(Method.CCS, both, Params())).figures.d_prime is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,9 @@ import torch
 from inference.extraction.erasure import displacement, erase_mean, leace, shrinkage
 from inference.extraction.logistic import logistic
 from inference.extraction.statistics import DegenerateError, Sides, d_prime, sides
+from tests.inference.extraction.constructed import SHAPES, pairs
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from constructed import SHAPES, pairs  # noqa: E402
-
-ORACLES = json.loads((HERE / "oracles.json").read_text())
+ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())
 ERASERS = [erase_mean, leace]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,9 @@ from inference.extraction.propensity import log_odds, sign_symmetry, steerabilit
 from inference.extraction.refusal import Candidate, Rule, chosen, refusal_scores
 from inference.extraction.refusal_phrases import is_refusal
 from inference.extraction.wilcoxon import bayesian_wilcoxon
+from tests.inference.extraction.constructed import scores
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from constructed import scores  # noqa: E402
-
-ORACLES = json.loads((HERE / "oracles.json").read_text())
+ORACLES = json.loads((Path(__file__).parent / "oracles.json").read_text())
 
 
 def test_the_divergence_is_the_plain_models_expectation_and_exactly_zero_between_equals():
