@@ -112,10 +112,9 @@ def _markdown(found: Findings) -> str:
 
 def _title(found: Findings) -> str:
     position = "" if found.position is None else f", position {found.position} from the end"
-    eligible = sum(candidate["is_eligible"] for candidate in found.candidates)
-    rule = f"{eligible} of {len(found.candidates)} candidates eligible"
-    if found.note is not None:
-        rule = f"none of {len(found.candidates)} candidates satisfies the rule, so the one of least bypass was taken"
+    rule = f"{found.eligible} of {len(found.candidates)} candidates satisfy the rule, of those the one of least bypass"
+    if not found.eligible:
+        rule = f"none of {len(found.candidates)} candidates satisfies the rule, so the one of least bypass of all"
     return (
         f"{found.model['id']}, {found.model['dtype']}: block output {found.layer}{position}; {rule}; "
         f"{found.instructions} held-out instructions of each kind"

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loadtests.evaluation.server import REPOSITORY, EvaluationError, Server
+from loadtests.evaluation.server import REPOSITORY, Server
 
 INSTRUCTIONS = REPOSITORY / "inference" / "datasets" / "harmfulness.jsonl"
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 16
 VECTOR = "refusal"
 RANDOM = "random"
 
@@ -32,15 +32,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Of one model. `note`: why the rule of selection was dropped, if it was."""
+    """Of one model. `eligible`: candidates that satisfy the rule of selection; if there are none, it was dropped."""
 
     model: dict[str, Any]
     instructions: int  # of each side, held out
     layer: int  # block output
     position: int | None  # from the prompt's end
     candidates: tuple[dict[str, Any], ...]
+    eligible: int
     rows: tuple[Row, ...]
-    note: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,37 +68,44 @@ def read_instructions(path: Path = INSTRUCTIONS) -> Instructions:
 def measure(server: Server, instructions: Instructions, *, layers: list[int], progress: Progress) -> Findings:
     """Select on the training half, evaluate on the other.
 
-    A model for which no candidate satisfies the rule is measured with the best that a rule without demands finds.
+    One pass scores every candidate that does not wreck the model. Of those that satisfy Arditi et al.'s rule the one of
+    least bypass is taken; if none does, the one of least bypass at all, and the findings say so.
     """
-    capabilities = server.get("/v1/capabilities")
-    rules: tuple[dict[str, Any] | None, ...] = (None, {"induce_min": -1e6, "kl_nats_max": 1e6})
-    note = None
-    for params in rules:
-        try:
-            selected = _selected(server, instructions, layers, params, progress)
-            break
-        except EvaluationError as error:
-            note = str(error)
-    else:
-        raise EvaluationError(note)
-    _make_random(server, capabilities["model"], selected["layer"])
+    model = server.get("/v1/capabilities")["model"]
+    tried = _select(server, instructions, _LENIENT, progress, layers=layers)
+    candidates = tuple(tried["candidates"])
+    lawful = [candidate for candidate in candidates if _satisfies_rule(candidate)]
+    chosen = {"layer": tried["layer"], "position": tried["position"]}
+    if lawful:
+        best = min(lawful, key=lambda candidate: float(candidate["bypass"]))
+        chosen = {"layer": best["layer"], "position": best["position"]}
+    if chosen != {"layer": tried["layer"], "position": tried["position"]}:
+        server.delete(f"/v1/steering/vectors/{VECTOR}")
+        only = {"layers": [chosen["layer"]], "tokens": [chosen["position"]]}
+        _select(server, instructions, _LENIENT, progress, **only)
+    _make_random(server, model, chosen["layer"])
     return Findings(
-        model=capabilities["model"],
+        model=model,
         instructions=len(instructions.test[0]),
-        layer=selected["layer"],
-        position=selected["position"],
-        candidates=tuple(selected["candidates"]),
+        layer=chosen["layer"],
+        position=chosen["position"],
+        candidates=candidates,
+        eligible=len(lawful),
         rows=tuple(_rows(server, instructions, progress)),
-        note=note,
     )
 
 
-def _selected(
-    server: Server,
-    instructions: Instructions,
-    layers: list[int],
-    params: dict[str, Any] | None,
-    progress: Progress,
+_LENIENT = {"induce_min": -1e6, "kl_nats_max": 1.0}
+_INDUCE_MIN, _KL_NATS_MAX = 0.0, 0.1  # Arditi et al. 2406.11717, appendix C; the server's defaults
+
+
+def _satisfies_rule(candidate: dict[str, Any]) -> bool:
+    scored = None not in (candidate["bypass"], candidate["induce"], candidate["kl_nats"])
+    return scored and candidate["induce"] > _INDUCE_MIN and candidate["kl_nats"] < _KL_NATS_MAX
+
+
+def _select(
+    server: Server, instructions: Instructions, params: dict[str, float], progress: Progress, **candidates: list[int]
 ) -> dict[str, Any]:
     harmful, harmless = instructions.train
     body = {
@@ -109,10 +116,9 @@ def _selected(
         "negative": harmless,
         "paired": False,
         "chat": True,
-        "layers": layers,
+        "params": params,
+        **candidates,
     }
-    if params is not None:
-        body["params"] = params
     return server.job("/v1/steering/select", body, progress=lambda done: progress("choosing a direction", done))
 
 
