@@ -144,6 +144,9 @@ ABLATED_DIRECTIONS_MAX = 16
 SITE_KERNELS_MAX = 32
 """Operations of one request at one site, `ablate` counting its directions: bounds what one row may cost a step."""
 
+TREATMENTS_KEPT_MAX = 64
+"""Sets of picks whose treatment one request remembers; 16 selectors of token ids could make 65,536, of 100 KB each."""
+
 SELECTOR_NUMBERS_MAX = 1_024
 """Token ids, positions and windows in one selector; a mask is worked out from them for every token."""
 

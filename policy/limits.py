@@ -103,3 +103,9 @@ TALLY_S = 60.0  # how often a process puts on the record what it holds
 LEASE_TRAFFIC_S = 10.0  # of traffic in hand: a store is asked a few times a minute, and may be away for a moment
 LEASES_KEPT = 64  # of one account, open though used up: more than the answers that usually wait to be settled
 LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it
+
+# What the status page remembers: about 2 MB at most, in a process that holds far more per open connection.
+HISTORY_DISTANCE_S = 10.0  # between two points of a curve at first: an hour after a start, the curve is an hour long
+HISTORY_POINTS_MAX = 360  # a curve is drawn about 360 pixels wide; more would be drawn over each other
+HISTORY_CURVES_MAX = 64  # more budgets than anybody reads on one page; the others have their bar
+HISTORY_REFUSALS_MAX = 24  # kinds of refusal and moments: what fits a screen, and a flood takes no more than a trickle
