@@ -27,7 +27,7 @@ Start a model server for each model and ask it, over HTTP, to choose a refusal d
 harmful and harmless instructions (Arditi et al. 2406.11717) and to measure, on the other half, how often it refuses: plain,
 with the direction ablated, added, and set to the average of either side; with a random direction as the control. Greedy
 answers of {ANSWER_TOKENS} tokens, judged by how they begin. The second model is 478 MB, downloaded on first use and believed by its
-SHA-256 only. Takes about an hour on two cores; --layers-step 4 takes a third of that."""
+SHA-256 only."""
 _COLUMNS = ("condition", "harmful refused", "harmless refused", "KL on harmless, nats a token", "relative dose")
 
 
