@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=REPOSITORY / "var/models", help="where models are kept")
     parser.add_argument("--layers-step", type=int, default=2, help="try every n-th layer (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="of the model server (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every candidate's too")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help=f"fill the tables between {BEGIN} and {END}")
     arguments = parser.parse_args()
@@ -64,9 +65,10 @@ def main() -> int:
 
 def _measured(name: str, arguments: argparse.Namespace, console: Console) -> Findings:
     model = _model(name, arguments.directory, console)
+    options = ["--dtype", arguments.dtype, "--threads", str(arguments.threads)]
     with (
         tempfile.TemporaryDirectory(prefix="weir-evaluation-") as directory,
-        serving(model, Path(directory), options=["--dtype", arguments.dtype]) as server,
+        serving(model, Path(directory), options=options) as server,
         Progress(console=console) as shown,
     ):
         n_layers = server.get("/v1/capabilities")["model"]["layers"]
