@@ -10,12 +10,14 @@ from backports.zstd import ZstdDict, ZstdError
 from gateway.audit.quorum import POLICY_BYTES_MAX as WITNESS_POLICY_BYTES_MAX
 from gateway.audit.quorum import BadQuorum, Quorum
 from gateway.audit.quorum import parse as parse_quorum
+from gateway.longest import too_long
 from gateway.meters.tokens import TokenizerCounter, TokenizerError
 from gateway.ports import TokenCounter
 from policy.document import parse
 from policy.mistakes import Mistakes
 from policy.rules import Model, Policy
 from policy.weights import WeightsError, parameters_in
+from policy.yaml_nodes import outline
 
 POLICY_BYTES_MAX = 1024 * 1024  # ten thousand tenants fit
 
@@ -37,6 +39,18 @@ class Config:
 
 def load(path: Path) -> Config:
     """Read and check everything. Raises `ConfigError` with all mistakes at once."""
+    return config_of(_text(path), path)
+
+
+def read_policy(path: Path) -> Policy:
+    """The rules alone: neither weights nor other files that they name need to be here. Raises `ConfigError`."""
+    policy = parse(_text(path), name=str(path))
+    if isinstance(policy, Mistakes):
+        raise ConfigError(policy.render())
+    return policy
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(POLICY_BYTES_MAX + 1)
@@ -47,7 +61,7 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: byte {fault.start} is not UTF-8") from fault
     if len(data) > POLICY_BYTES_MAX:
         raise ConfigError(f"{path}: over {POLICY_BYTES_MAX} bytes")
-    return config_of(text, path)
+    return text
 
 
 def config_of(text: str, path: Path) -> Config:
@@ -55,6 +69,13 @@ def config_of(text: str, path: Path) -> Config:
     policy = parse(text, name=str(path))
     if isinstance(policy, Mistakes):
         raise ConfigError(policy.render())
+    unrecordable = tuple(too_long(policy))
+    if unrecordable:
+        document = outline(text)
+        mistakes = tuple(
+            sorted(document.mistake(("tenants", one.tenant), str(one), of_key=True) for one in unrecordable)
+        )
+        raise ConfigError(Mistakes(name=str(path), mistakes=mistakes).render())
     parameters: dict[str, int] = {}
     faults = []
     for model in policy.models.values():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
-from gateway import log
+from gateway import log, parts
 from gateway.ledger.fenced import FencedLedger
 from gateway.metrics import Metrics
 from gateway.ports import AuditLog, Clock, Ledger, LedgerUnavailable
 from gateway.record import Leaf
-from gateway.recovery import fence_leaves, frozen_leaves, known_fences
+from gateway.recovery import known_fences
 from policy.limits import LEASE_REFRESH_S, TALLY_S
 
 
@@ -19,7 +19,7 @@ def guarded(ledger: Ledger, *, audit: AuditLog, clock: Clock, record: Callable[[
 
     def on_frozen(seen: Mapping[str, int], shown: Mapping[str, int]) -> None:
         log.problem("the ledger has forgotten grants; accounts frozen", seen=dict(seen), shown=dict(shown))
-        for leaf in frozen_leaves(seen=seen, shown=shown, at_ms=_ms(clock)):
+        for leaf in parts.frozen(seen=seen, shown=shown, at_ms=_ms(clock)):
             record(leaf)
 
     return FencedLedger(ledger, fences=known_fences(audit.recent()), on_frozen=on_frozen)
@@ -45,7 +45,7 @@ async def keep_guard(
         if clock.monotonic_s() - recorded_s >= TALLY_S:
             recorded_s = clock.monotonic_s()
             ledger.forget_all_but(accounts())
-            for leaf in fence_leaves(ledger.fences, at_ms=_ms(clock)):
+            for leaf in parts.fences(ledger.fences, at_ms=_ms(clock)):
                 record(leaf)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from gateway.parts import lease_closed, lease_granted
 from gateway.ports import (
     AccountLimit,
     Clock,
@@ -22,7 +23,7 @@ from gateway.ports import (
     OverLimit,
     Wanted,
 )
-from gateway.record import Alive, Forfeited, Leaf, LeaseClosed, LeaseGranted
+from gateway.record import Alive, Forfeited, Leaf, LeaseClosed
 from gateway.vigil import Vigil
 from policy.budget import Account, Hold, Purse
 from policy.codelength import BITS_PER_BYTE
@@ -168,6 +169,10 @@ class Leases:
                 leases.setdefault(lease, {})[name] = bits
         return leases
 
+    def left_s(self) -> float:
+        """For how long what is held may still be used if the store does not answer again; 0 if that is over."""
+        return max(self._until_s - self._clock.monotonic_s(), 0.0)
+
     def unspent_bits(self) -> dict[str, int]:
         """What this holder has been granted and has neither charged nor given back, by account."""
         return {name: bits for name in self._stocks if (bits := self.purse.unspent_bits(name))}
@@ -255,18 +260,15 @@ class Leases:
             stock.granted_bits += bits
             stock.leases[granted.lease] = bits
             stock.remaining_bits = granted.remaining_bits[name]
-        self._record(
-            LeaseGranted(
-                at_ms=self._now_ms(),
-                lease=granted.lease,
-                holder=self.holder,
-                bits=dict(granted.bits),
-                fences=dict(granted.fences),
-            )
-        )
+        at_ms, lease, holder = self._now_ms(), granted.lease, self.holder
+        self._put(lease_granted(at_ms=at_ms, lease=lease, holder=holder, bits=granted.bits, fences=granted.fences))
         if late_bits:  # of a window that is over meanwhile: nobody will use them
             self._closing.setdefault(granted.lease, {}).update(late_bits)
-            self._record(LeaseClosed(at_ms=self._now_ms(), lease=granted.lease, holder=self.holder, returned=late_bits))
+            self._put(lease_closed(at_ms=at_ms, lease=lease, holder=holder, returned=late_bits))
+
+    def _put(self, leaves: Iterable[Leaf]) -> None:
+        for leaf in leaves:
+            self._record(leaf)
 
     def _prefetch(self, accounts: tuple[Account, ...]) -> None:
         """Ask for more before the stock runs out, so that no answer waits for the store."""

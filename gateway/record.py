@@ -5,12 +5,9 @@ A leaf never contains what a client or a backend said. Content is for the audito
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
-
-RAISED_NAMED = 12  # a leaf has 2 KB, and the name of an account up to 140 bytes
 
 
 class Leaf(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -27,6 +24,7 @@ class Started(Leaf, frozen=True, kw_only=True, tag="started"):
     policy: str
     codes: str
     boot_id: str
+    witnesses: str = ""  # SHA-256 of the file that says who must cosign the log; none: nobody must
 
 
 class Stopped(Leaf, frozen=True, kw_only=True, tag="stopped"):
@@ -63,6 +61,16 @@ class PolicyLoaded(Leaf, frozen=True, kw_only=True, tag="policy_loaded"):
     raised_more: int = 0  # beyond those that a leaf has room for; the ledger has them all
 
 
+class Rekeyed(Leaf, frozen=True, kw_only=True, tag="rekeyed"):
+    """The log's checkpoints are signed by another key from here on: this record is the last that the key before it has signed.
+
+    Both are written as verifiers write them (vkey); they have the log's name.
+    """
+
+    key: str
+    previous: str
+
+
 class LicenceInstalled(Leaf, frozen=True, kw_only=True, tag="licence_installed"):
     """An operating licence came into force, or was found in force at a start."""
 
@@ -88,7 +96,7 @@ class LicenceLapsed(Leaf, frozen=True, kw_only=True, tag="licence_lapsed"):
 
 
 class LeaseGranted(Leaf, frozen=True, kw_only=True, tag="lease_granted"):
-    """The ledger debited these bits for this holder."""
+    """The ledger debited these bits for this holder. A lease of very many accounts stands in several, one after the other."""
 
     lease: str
     holder: str
@@ -197,12 +205,6 @@ class Refusals(Leaf, frozen=True, kw_only=True, tag="refusals"):
     counts: dict[str, int]
 
 
-def policy_loaded(digest: str, *, raised: Sequence[str], at_ms: int) -> PolicyLoaded:
-    """A policy that came into force, in one leaf however many limits it raised."""
-    more = max(len(raised) - RAISED_NAMED, 0)
-    return PolicyLoaded(at_ms=at_ms, policy=digest, raised=tuple(raised[:RAISED_NAMED]), raised_more=more)
-
-
 AnyLeaf = (
     Started
     | Stopped
@@ -210,6 +212,7 @@ AnyLeaf = (
     | Recovered
     | Forfeited
     | PolicyLoaded
+    | Rekeyed
     | LicenceInstalled
     | LicenceAmended
     | LicenceLapsed

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
+from gateway import parts
 from gateway.ports import AuditLog, Clock, LeaseState, Ledger
 from gateway.record import (
     Alive,
@@ -20,7 +20,6 @@ from gateway.record import (
     Entry,
     Fences,
     Forfeited,
-    Frozen,
     Leaf,
     LeaseClosed,
     LeaseGranted,
@@ -37,10 +36,7 @@ from policy.codelength import parting_bits
 from policy.limits import STALE_S
 
 LEASES_PAGE = 1000
-FROZEN_ACCOUNTS = 5  # in one leaf, each with two fences
-TALLY_ACCOUNTS, TALLY_ANSWERS = 12, 32  # in one leaf: accounts of up to 140 bytes; with the accounts that bear them
 UNRECORDED_S_MAX = 2.0  # between a grant, by the store's clock, and the holder's last word on the record: a few flushes
-T = TypeVar("T")
 # What the silence of an answer that was open may have said. Longer than the longest answer, in the shortest ticks.
 SILENCE_BITS = parting_bits(idle_ticks=2**32)
 
@@ -139,7 +135,7 @@ class Estates:
         estate = self.found.get(leaf.holder)
         if estate is not None:
             estate.last_ms = leaf.at_ms
-            estate.leases[leaf.lease] = dict(leaf.bits)
+            estate.leases.setdefault(leaf.lease, {}).update(leaf.bits)
             estate.add(leaf.bits)
 
     def _closed_lease(self, leaf: LeaseClosed) -> None:
@@ -178,34 +174,6 @@ class Estates:
                 estate.silent.pop(leaf.answer, None)
 
 
-def tallies(
-    *,
-    at_ms: int,
-    holder: str,
-    unspent_bits: Mapping[str, int],
-    leases: Mapping[str, Mapping[str, int]],
-    answers: Iterable[tuple[tuple[str, ...], Sequence[str]]],
-) -> Sequence[Tally]:
-    """A tally in parts, each small enough for a leaf."""
-    parts: list[dict[str, Any]] = [
-        *({"unspent_bits": dict(some)} for some in _batched(unspent_bits.items(), TALLY_ACCOUNTS)),
-        *(
-            {"leases": {lease: dict(some)}}
-            for lease, bits in leases.items()
-            for some in _batched(bits.items(), TALLY_ACCOUNTS)
-        ),
-        *(
-            {"answers": ((accounts, tuple(some)),)}
-            for accounts, names in answers
-            for some in _batched(names, TALLY_ANSWERS)
-        ),
-    ]
-    empty: dict[str, Any] = {"unspent_bits": {}, "leases": {}, "answers": ()}
-    return [
-        Tally(at_ms=at_ms, holder=holder, part=number, **(empty | part)) for number, part in enumerate(parts or [empty])
-    ]
-
-
 def known_fences(leaves: Iterable[Leaf]) -> dict[str, int]:
     """The highest fence on the record of every account."""
     fences: dict[str, int] = {}
@@ -213,19 +181,6 @@ def known_fences(leaves: Iterable[Leaf]) -> dict[str, int]:
         if isinstance(leaf, (Fences, LeaseGranted)):
             fences |= {account: max(fence, fences.get(account, 0)) for account, fence in leaf.fences.items()}
     return fences
-
-
-def fence_leaves(fences: Mapping[str, int], *, at_ms: int) -> Sequence[Fences]:
-    """Fences in parts, each small enough for a leaf."""
-    return [Fences(at_ms=at_ms, fences=dict(some)) for some in _batched(fences.items(), TALLY_ACCOUNTS)]
-
-
-def frozen_leaves(*, seen: Mapping[str, int], shown: Mapping[str, int], at_ms: int) -> Sequence[Frozen]:
-    """What a store has forgotten, in parts, each small enough for a leaf: a restored backup may concern every account."""
-    return [
-        Frozen(at_ms=at_ms, seen=dict(some), shown={account: shown[account] for account, _ in some if account in shown})
-        for some in _batched(seen.items(), FROZEN_ACCOUNTS)
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,10 +209,11 @@ async def recover(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders: Col
         at_ms = int(clock.wall_s() * 1000)
         unrecorded = await _unrecorded(estate, ledger=ledger)
         returns = estate.returns() | {lease.lease: _whole(lease, estate) for lease in unrecorded}
-        late = [_granted_late(lease, at_ms=at_ms) for lease in unrecorded]
+        late = [leaf for lease in unrecorded for leaf in _granted_late(lease, at_ms=at_ms)]
         closed_late = [
-            LeaseClosed(at_ms=at_ms, lease=lease, holder=estate.holder, returned=bits)
+            leaf
             for lease, bits in returns.items()
+            for leaf in parts.lease_closed(at_ms=at_ms, lease=lease, holder=estate.holder, returned=bits)
         ]
         if closed_late:
             await audit.append([Entry(leaf) for leaf in (*late, *closed_late)])
@@ -296,8 +252,8 @@ def _whole(lease: LeaseState, estate: Estate) -> dict[str, int]:
     return {account: bits if is_last else 0 for account, bits in lease.bits.items()}
 
 
-def _granted_late(lease: LeaseState, *, at_ms: int) -> LeaseGranted:
-    return LeaseGranted(at_ms=at_ms, lease=lease.lease, holder=lease.holder, bits=dict(lease.bits), fences={})
+def _granted_late(lease: LeaseState, *, at_ms: int) -> Iterator[LeaseGranted]:
+    return parts.lease_granted(at_ms=at_ms, lease=lease.lease, holder=lease.holder, bits=lease.bits, fences={})
 
 
 async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:
@@ -308,10 +264,3 @@ async def _is_stale(estate: Estate, *, ledger: Ledger, clock: Clock) -> bool:
     """
     idle_s = await ledger.idle_s(estate.holder)
     return idle_s is not None and clock.wall_s() - estate.last_ms / 1000 > idle_s + STALE_S
-
-
-def _batched(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
-    """`itertools.batched` of Python 3.12."""
-    left = iter(items)
-    while some := tuple(islice(left, count)):
-        yield some

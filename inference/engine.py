@@ -98,6 +98,26 @@ class Engine:
             return len(self._waiting) + len(self._prefilling)
 
     @property
+    def waiting_requests(self) -> int:
+        """Requests that wait for a place in the batch."""
+        return len(self._waiting)
+
+    @property
+    def running_requests(self) -> int:
+        """Requests in the batch, their prompts included."""
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def batch_rows_max(self) -> int:
+        """How many requests run at once at most."""
+        return self._batch_rows_max
+
+    @property
+    def kv_tokens_max(self) -> int:
+        """Tokens of key-value memory there are for running requests."""
+        return self._kv_tokens_max
+
+    @property
     def kv_tokens_reserved(self) -> int:
         """Tokens of key-value memory held by running requests."""
         return sum(sequence.request.kv_tokens for sequence in (*self._prefilling, *self._decoding))
@@ -151,7 +171,7 @@ class Engine:
             try:
                 self._prefill.admit(sequence, room_tokens=self._kv_tokens_max - self.kv_tokens_reserved)
                 sequence.cache = KvCache(model.config, capacity=needed, dtype=model.dtype, device=model.device)
-            except (RuntimeError, OSError):  # the machine has less memory than it was configured for
+            except Exception:  # noqa: BLE001 - above all: the machine has less memory than it was configured for
                 self._fail([sequence])
 
     def _prefill_some(self) -> None:

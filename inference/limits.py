@@ -144,6 +144,9 @@ ABLATED_DIRECTIONS_MAX = 16
 SITE_KERNELS_MAX = 32
 """Operations of one request at one site, `ablate` counting its directions: bounds what one row may cost a step."""
 
+TREATMENTS_KEPT_MAX = 64
+"""Sets of picks whose treatment one request remembers; 16 selectors of token ids could make 65,536, of 100 KB each."""
+
 SELECTOR_NUMBERS_MAX = 1_024
 """Token ids, positions and windows in one selector; a mask is worked out from them for every token."""
 
@@ -192,6 +195,9 @@ float32, some 40 % of the model, and takes a second or two at start."""
 
 DRAIN_S = 25.0
 """How long SIGTERM waits for answers in flight; below the 30 s after which Kubernetes kills."""
+
+JOB_SILENCE_S_MAX = 10.0
+"""A stream that follows a job says something at least this often: gateways cut what is silent for 30 s."""
 
 KEEPALIVE_S = 75.0
 """How long an idle connection is kept; aiohttp's own 3,630 s let abandoned ones pile up."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
@@ -41,20 +40,13 @@ class _Block:
     down: Linear
 
 
-_numbers = itertools.count()
-
-
 class Model:
-    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only.
-
-    number: of this object and, in this process, of no other.
-    """
+    """Weights ready for use on one device. Not thread-safe with respect to a KvCache; otherwise read-only."""
 
     def __init__(
         self, config: ModelConfig, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, device
-        self.number = next(_numbers)
         self.forward_passes = 0
 
         def tensor(name: str) -> Tensor:

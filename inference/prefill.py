@@ -33,7 +33,7 @@ class Progress:
 
 
 class Prefill:
-    """Owned by the engine's thread. `prefix` is what it remembers."""
+    """Owned by the engine's thread. `prefix` is what it remembers of this model's prompts, and of no other's."""
 
     def __init__(self, model: Model, *, prefix_tokens_max: int) -> None:
         self._model = model
@@ -72,7 +72,7 @@ class Prefill:
         assert sequence.cache is not None
         assert sequence.request.steering is not None
         gates, prompt_ids = sequence.request.steering.gates, sequence.request.prompt_ids
-        depends_on = ("gates", str(self._model.number), sequence.request.cache_salt, *map(_identity, gates))
+        depends_on = ("gates", sequence.request.cache_salt, *map(_identity, gates))
         (name,) = piece_names(prompt_ids, piece_tokens=len(prompt_ids), depends_on=depends_on)
         if sequence.gate_reader is None:
             sequence.gates = self.prefix.decision(name)
@@ -134,7 +134,7 @@ class Prefill:
             steered = ""
             if request.steering is not None:
                 steered = request.steering.prefix_key(prompt_tokens=len(request.prompt_ids), gates=sequence.gates)
-            depends_on = ("keys and values", str(self._model.number), request.cache_salt, steered)
+            depends_on = ("keys and values", request.cache_salt, steered)
             sequence.piece_names = piece_names(
                 request.prompt_ids, piece_tokens=PREFILL_CHUNK_TOKENS, depends_on=depends_on
             )

@@ -1,7 +1,7 @@
 """Keys and values of prompts that were run before, so that a prompt with the same beginning runs only its rest.
 
 Prompts are run in pieces that are cut at fixed places, and a piece is named by everything that its keys and values
-depend on: the model, what steering does to the prompt, the caller's salt, and all tokens up to its end. What is found
+depend on besides the model: what steering does to the prompt, the caller's salt, and all tokens up to its end. What is found
 under a name is what would have been computed, bit for bit. Pieces are copied in and out, never shared with a sequence.
 """
 
@@ -52,7 +52,7 @@ class Piece:
 
 
 class PrefixCache:
-    """Pieces by name; the longest unused go first. For one thread.
+    """Pieces of one model's prompts by name; the longest unused go first. For one thread.
 
     A piece takes as much memory as its tokens take in a `KvCache`, and its logits as many tokens more as their bytes
     are worth; `tokens` is the sum.

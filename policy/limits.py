@@ -74,6 +74,10 @@ WORKER_ANSWER_S_MAX = 1.0  # how long figures wait for a busy worker; then its l
 WORKER_OBEYS_S_MAX = 10.0  # a worker that has not done what it was told after that is killed
 WORKER_COLLECT_S = 2.0  # how often counters are collected: what a worker counted after that dies with it
 
+# The audit log.
+LEAF_BYTES_MAX = 2048  # of one record: a log of years stays small enough to be copied and read as a whole
+ROUTE_BYTES_MAX = 64  # of a route's name, on the record of an answer
+
 # What the process holds.
 CLIENT_SEND_BUFFER_BYTES = 128 * 1024  # SO_SNDBUF; the default lets about 3.7 MiB leave after a cut
 CLIENT_WRITE_PIECE_BYTES = 64 * 1024  # each has CLIENT_WRITE_S_MAX: who takes 2 KB/s may have all of a long answer
@@ -99,3 +103,9 @@ TALLY_S = 60.0  # how often a process puts on the record what it holds
 LEASE_TRAFFIC_S = 10.0  # of traffic in hand: a store is asked a few times a minute, and may be away for a moment
 LEASES_KEPT = 64  # of one account, open though used up: more than the answers that usually wait to be settled
 LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it
+
+# What the status page remembers: about 2 MB at most, in a process that holds far more per open connection.
+HISTORY_DISTANCE_S = 10.0  # between two points of a curve at first: an hour after a start, the curve is an hour long
+HISTORY_POINTS_MAX = 360  # a curve is drawn about 360 pixels wide; more would be drawn over each other
+HISTORY_CURVES_MAX = 64  # more budgets than anybody reads on one page; the others have their bar
+HISTORY_REFUSALS_MAX = 24  # kinds of refusal and moments: what fits a screen, and a flood takes no more than a trickle

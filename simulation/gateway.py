@@ -14,6 +14,7 @@ from typing import Any
 from gateway.leases import Leases
 from gateway.ledger.fenced import FencedLedger
 from gateway.metrics import Metrics
+from gateway.parts import fences, tallies
 from gateway.ports import AuditFailed, LedgerUnavailable, OverLimit
 from gateway.record import (
     Closed,
@@ -26,7 +27,7 @@ from gateway.record import (
     Started,
     Stopped,
 )
-from gateway.recovery import SILENCE_BITS, Estates, fence_leaves, known_fences, recover, tallies
+from gateway.recovery import SILENCE_BITS, Estates, known_fences, recover
 from gateway.refills import Refills
 from gateway.session import Budget, BudgetGone, closing_bits
 from gateway.tick import Tick
@@ -546,7 +547,7 @@ class Gateway:
             leases=self.leases.open_leases(),
             answers=answers.items(),
         )
-        for leaf in (*fence_leaves(self._fenced.fences, at_ms=at_ms), *parts):
+        for leaf in (*fences(self._fenced.fences, at_ms=at_ms), *parts):
             self.record(leaf)
 
     def _on_frozen(self, seen: Any, shown: Any) -> None:

@@ -35,7 +35,7 @@ class Lease:
     """What was debited for a holder, and what went back, by account."""
 
     holder: str
-    bits: Mapping[str, int]
+    bits: dict[str, int]
     returned: dict[str, int] = field(default_factory=dict)
 
 
@@ -147,10 +147,12 @@ class Books:
         return self.holders[name]
 
     def _granted(self, leaf: LeaseGranted) -> None:
-        if leaf.lease in self.leases:
+        lease = self.leases.setdefault(leaf.lease, Lease(leaf.holder, {}))
+        # A lease of very many accounts stands in several records, each of which has others.
+        if lease.holder != leaf.holder or lease.returned or lease.bits.keys() & leaf.bits.keys():
             self._found(f"lease {leaf.lease} is granted a second time")
             return
-        self.leases[leaf.lease] = Lease(leaf.holder, leaf.bits)
+        lease.bits |= leaf.bits
         self._holder(leaf.holder).granted.update(leaf.bits)
 
     def _lease_closed(self, leaf: LeaseClosed) -> None:

@@ -45,7 +45,9 @@ class Cosignatures:
         """Raises `ValueError` if the quorum is about other logs."""
         assert rules.witnesses is not None
         if quorum.logs and audit.verifier.public_key not in {log.public_key for log in quorum.logs}:
-            raise ValueError(f"{rules.witnesses.policy} names logs, and not this one: {audit.verifier}")
+            raise ValueError(
+                f"{rules.witnesses.policy} names logs, and not this one, or not by the key that it has now: log {audit.verifier}"
+            )
         self._directory = Path(rules.directory)
         self._renew_s = rules.witnesses.within_s / RENEWALS
         self._quorum = quorum

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gateway.audit.batch import Batch, Scribe
+from gateway.audit.keys import prepare
 from gateway.audit.notary import Notary
-from gateway.audit.note import Note
+from gateway.audit.note import Note, Verifier
 from gateway.audit.sealing import Sealer
 from gateway.audit.segments import SegmentLog, forget, locked
 from gateway.metrics import Metrics
 from gateway.ports import AuditFailed, Clock
-from gateway.record import Entry, Leaf
+from gateway.record import Entry, Leaf, Rekeyed
 from policy.rules import Audit
 
 CHECKPOINT_S = 0.5  # a checkpoint at least every second, with time for writing it
@@ -38,8 +39,7 @@ class SignedLog:
         self._lock = locked(self._directory)  # before the log's key is made, until its last signature is there
         try:
             self._notary = Notary(self._directory)
-            self.verifier = self._notary.verifier
-            self.origin = self.verifier.name
+            self.origin = self._notary.verifier.name
             self._segments = SegmentLog(
                 self._directory,
                 scribe=scribe(rules, origin=self.origin, clock=clock),
@@ -50,6 +50,26 @@ class SignedLog:
         except BaseException:
             os.close(self._lock)
             raise
+
+    @property
+    def verifier(self) -> Verifier:
+        """The key whose signatures count now. Its name is the log's, which never changes."""
+        return self._notary.verifier
+
+    @property
+    def size(self) -> int:
+        """How many records are signed."""
+        return self._notary.signed
+
+    async def rekey(self) -> None:
+        """Put another key into force: the prepared one, or one made now. Nothing else may be appended meanwhile.
+
+        Raises `AuditFailed`. A crash on the way: the next start finishes the change, or the log has not heard of it.
+        """
+        following = prepare(self._directory, origin=self.origin)
+        leaf = Rekeyed(at_ms=int(self._clock.wall_s() * 1000), key=str(following.verifier), previous=str(self.verifier))
+        await self.append([Entry(leaf)])
+        await asyncio.to_thread(self._notary.rekey, following)
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """See `AuditLog.append`."""

@@ -81,13 +81,22 @@ class Proof:
         try:
             self.note.verified([verifier])
         except BadNote as fault:
-            raise BadProof(f"its checkpoint: {fault}") from fault
+            raise BadProof(f"its checkpoint: {fault}{self._other_key(verifier)}") from fault
         checkpoint = _checkpoint(self.note)
         if checkpoint.origin != verifier.name:
             raise BadProof(f"its checkpoint is of the log {checkpoint.origin}, and not of {verifier.name}")
         if not self._holds(checkpoint, entry):
             raise BadProof(f"it does not show that this record stands at {self.index} of {checkpoint.size}")
         return checkpoint
+
+    def _other_key(self, verifier: Verifier) -> str:
+        """A log keeps its name when it changes its key."""
+        if not any(signature.name == verifier.name for signature in self.note.signatures):
+            return ""
+        return (
+            "; another key of that name has signed it: if the log has changed its key since you were given yours, have the proof"
+            " made with `weir audit prove ... --key YOURS`, or take the new key from somebody you trust"
+        )
 
     def _holds(self, checkpoint: Checkpoint, entry: bytes) -> bool:
         return check_inclusion(

@@ -9,6 +9,7 @@ import heapq
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from gateway.audit.note import COSIGNATURE, ED25519, BadNote, Note, Verifier
 
@@ -53,6 +54,7 @@ class Quorum:
     witnesses: Mapping[str, Witness]
     groups: Mapping[str, Group]
     rule: str
+    digest: str  # SHA-256 of the file, in hex
 
     def since_s(self, note: Note, *, now_s: float) -> int | None:
         """When the checkpoint was witnessed by a quorum of which no member looked earlier; None if by no quorum.
@@ -171,7 +173,13 @@ def parse(data: bytes) -> Quorum:
             raise BadQuorum(f"line {number}: {mistake}") from mistake
     if file.rule is None:
         raise BadQuorum("no line says: quorum <name>")
-    return Quorum(logs=tuple(file.logs), witnesses=file.witnesses, groups=file.groups, rule=file.rule)
+    return Quorum(
+        logs=tuple(file.logs),
+        witnesses=file.witnesses,
+        groups=file.groups,
+        rule=file.rule,
+        digest=sha256(data).hexdigest(),
+    )
 
 
 def _words(line: bytes) -> Sequence[str]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 
 from gateway.audit.frames import CIPHERTEXT, FRAME_BYTES_MAX, HEAD_BYTES, LEAVES, first_leaf_of, frame_at, frames
-from gateway.audit.notary import TREE
-from gateway.audit.note import BadNote, Checkpoint, Note
+from gateway.audit.note import NOTE_BYTES_MAX, BadNote, Checkpoint, Note
 from gateway.audit.segments import SEGMENT_BYTES_MAX, segments_in
-from gateway.audit.tiled import CHECKPOINT, TileFiles, read_note
+from gateway.audit.tiled import CHECKPOINT, TREE, TileFiles, read_note
 from gateway.audit.tiles import TILE_WIDTH
+from gateway.audit.witnessed import WITNESSED
 from gateway.ports import AuditFailed
 from gateway.record import AnyLeaf, Leaf, Sealed
 
@@ -65,6 +65,7 @@ class LogDirectory:
                 f"{directory}: no such directory; name the `audit.directory` of a policy, or a copy of it"
             )
         self.directory = directory
+        self.witnessed = _bytes(directory / WITNESSED)  # before the checkpoint, which it then is not above
         self.tree_directory = directory / TREE
         self.note: Note | None = read_note(self.tree_directory)
         self.checkpoint = self._parsed()
@@ -132,6 +133,16 @@ class LogDirectory:
             return Checkpoint.parse(self.note.text)
         except BadNote as fault:
             raise AuditFailed(f"{self.checkpoint_path}: {fault}; restore it from a copy") from fault
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(NOTE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as fault:
+        raise AuditFailed(f"{path}: {fault.strerror}") from fault
 
 
 def read_segment(segment: Path) -> bytes:

@@ -30,6 +30,7 @@ from gateway.audit.tiles import (
 from gateway.audit.tree import HASH_BYTES, Frontier, check_consistency, consistency_proof, leaf_hash
 from gateway.ports import AuditFailed
 
+TREE = "tree"  # of a log's directory
 CHECKPOINT = "checkpoint"
 TILES_CACHED = 64  # 8 KB each; neighbouring proofs share all but their lowest tiles
 RESTORE = "restore it from a copy"
@@ -137,15 +138,17 @@ class TiledTree:
             for level, root in enumerate(self._frontier.append(leaf_hash(entry))[::TILE_LEVELS]):
                 self._extend(level, root)
 
-    def commit(self) -> Note:
+    def commit(self, *, also: Sequence[Signer] = ()) -> Note:
         """Make what was appended durable, then sign it. Answers the signed note, on disk when this returns.
 
-        With nothing new it answers the last one. Raises `AuditFailed`, after which it is unknown what is on disk, except
-        that the last signed size can be rebuilt.
+        `also` are who signs beside the usual signers, this once. With nothing new it answers the last one, if all of them
+        have signed that. Raises `AuditFailed`, after which it is unknown what is on disk, except that the last signed size
+        can be rebuilt.
         """
         if self._failed:
             raise AuditFailed(f"{self._directory}: writing failed before; open it again")
-        if self._note is not None and self.size == self._signed.size:
+        signers = [*self._signers, *also]
+        if self._note is not None and self.size == self._signed.size and _has(self._note, signers):
             return self._note
         self._failed = True  # until it is not: an exception of whatever kind leaves it so
         try:
@@ -153,7 +156,7 @@ class TiledTree:
             # A crash before this line: files above the signed size, which the next life writes again, byte for byte.
             checkpoint = Checkpoint(origin=self._origin, size=self.size, root=self._frontier.root())
             self._prove(checkpoint)
-            note = checkpoint.signed(self._signers)
+            note = checkpoint.signed(signers)
             files.write(self._directory / CHECKPOINT, note.encode())
             # A crash here: the old checkpoint or the new one, and the files of both are there.
             files.sync([self._directory])
@@ -161,6 +164,10 @@ class TiledTree:
             raise AuditFailed(f"{self._directory}: {fault}") from fault
         self._note, self._signed, self._failed = note, checkpoint, False
         return note
+
+    def sign_as(self, signers: Sequence[Signer]) -> None:
+        """From here on, checkpoints are signed by these."""
+        self._signers = tuple(signers)
 
     def _extend(self, level: int, root: bytes) -> None:
         if level == len(self._rows):
@@ -255,6 +262,11 @@ class TiledTree:
                 path = self._directory / bundle_path(size // TILE_WIDTH, size % TILE_WIDTH)
                 raise AuditFailed(f"{path}: holds other entries than were signed; {RESTORE}")
             self._bundle += b"".join(map(framed, entries))
+
+
+def _has(note: Note, signers: Sequence[Signer]) -> bool:
+    made = {(signature.name, signature.key_id) for signature in note.signatures}
+    return all((signer.name, signer.verifier.key_id) in made for signer in signers)
 
 
 def read_note(directory: Path) -> Note | None:

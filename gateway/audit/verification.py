@@ -12,19 +12,23 @@ from pathlib import Path
 
 from gateway.audit.books import Books
 from gateway.audit.findings import Findings
-from gateway.audit.notary import KEY, TREE, VERIFIER
-from gateway.audit.note import BadNote, Checkpoint, Note, Signer, Verifier
+from gateway.audit.keys import EPOCHS, KEY, NEXT_KEY, VERIFIER
+from gateway.audit.note import BadNote, Checkpoint, Note, Verifier
+from gateway.audit.quorum import Quorum
 from gateway.audit.reading import LogDirectory, Record, Unreadable
 from gateway.audit.segments import LOCK
+from gateway.audit.tiled import TREE
 from gateway.audit.tree import EMPTY_ROOT
+from gateway.audit.verified_keys import VerifiedKeys
 from gateway.audit.verified_segments import VerifiedSegments
 from gateway.audit.verified_tree import BESIDE, VerifiedTree
+from gateway.audit.verified_witnesses import VerifiedWitnesses
 from gateway.audit.witnessed import CONTRADICTED, WITNESSED
 from gateway.ports import AuditFailed
-from gateway.record import Forfeited, Leaf, Released, Sealed, Started
+from gateway.record import Forfeited, Leaf, Rekeyed, Released, Sealed, Started
 from gateway.tenure import MEMORY_FILE
+from policy.limits import LEAF_BYTES_MAX
 
-LEAF_BYTES_MAX = 2048
 STEP_BACK_S_MAX = 60.0  # workers of a host write one after the other; more than this is a clock that was set
 EXPLAINED_WITHIN_RECORDS = 10_000  # a clock that was set makes every worker forfeit its leases, on the record, at once
 
@@ -51,6 +55,9 @@ class Summary:
     released_bits: int = 0
     refunded_bits: int = 0
     checkpoints: int = 0  # older ones that this log continues
+    keys: int = 0  # that have signed it, one after the other
+    witnessed: int = 0  # records of the newest checkpoint that a quorum has cosigned
+    witnessed_s: int | None = None  # when it had, if that was checked
     segments: int = 0
     sealed: int = 0  # batches whose ciphertext is there
     sealed_bytes: int = 0
@@ -72,6 +79,7 @@ class Verification:
         since: Sequence[OldCheckpoint],
         content_kept_s: int | None,
         now_s: float,
+        quorum: Quorum | None = None,
         progress: Callable[[int], None] = lambda count: None,
         begins: Callable[[int], None] = lambda total: None,
     ) -> None:
@@ -81,18 +89,23 @@ class Verification:
         self._progress = progress
         unsigned = list(log.unsigned())
         begins(3 * (log.size + len(unsigned)))
-        self._verifier = self._keys(verifier)
+        self._keys = VerifiedKeys(log, given=verifier, findings=self.findings)
+        self._witnesses = VerifiedWitnesses(log, keys=self._keys, quorum=quorum, findings=self.findings, now_s=now_s)
         self._checkpoint()
         self._strangers()
         old = self._old(since)
+        endings = [(name, closing.checkpoint) for name, closing in self._keys.closings.items()]
         tree = VerifiedTree(
             log,
             unsigned=[record.line for record in unsigned],
-            sizes=[checkpoint.size for _, checkpoint in old],
+            sizes=[checkpoint.size for _, checkpoint in (*old, *endings, *self._seen())],
             findings=self.findings,
             progress=progress,
         )
-        self._continues(old, tree)
+        self.summary.checkpoints = sum(self._continues(name, checkpoint, tree) for name, checkpoint in old)
+        self.summary.keys = 1 + sum(self._continues(name, checkpoint, tree) for name, checkpoint in endings)
+        for name, checkpoint in self._seen():
+            self._witnessed(name, checkpoint, tree)
         segments = VerifiedSegments(log, hash_of=tree.hash_of, findings=self.findings, progress=progress)
         self._summarise(segments, unsigned=len(unsigned))
         if tree.whole:
@@ -100,66 +113,25 @@ class Verification:
         else:
             self.findings.remark("the sums of the holders are not checked, as records are missing")
 
-    def _keys(self, given: Verifier | None) -> Verifier | None:
-        """Whose signature counts. The files of the directory must be of the same key, whoever brought it."""
-        path = self._log.directory / VERIFIER
-        own = None
-        try:
-            data = path.read_bytes()
-            own = Verifier.parse(data.decode().strip())
-            if data != f"{own}\n".encode():
-                self.findings.found(path, "is not as the gateway wrote it")
-        except (OSError, UnicodeDecodeError, BadNote) as fault:
-            self.findings.found(path, _fault(fault))
-        if given is not None and own is not None and own != given:
-            self.findings.found(path, f"is the key {own}, and not the one that you gave: {given}")
-        if given is None:
-            self.findings.remark(
-                f"the signature is checked with {path}, which whoever changes the log can change as well: it proves that the"
-                " log is of one piece, and not whose it is; give the key that you were given, with --key"
-            )
-        verifier = given or own
-        self._private_key(verifier)
-        return verifier
-
-    def _private_key(self, verifier: Verifier | None) -> None:
-        """A copy for auditors has none, and needs none."""
-        path = self._log.directory / KEY
-        try:
-            data = path.read_bytes()
-            signer = Signer.parse(data.decode().strip())
-        except FileNotFoundError:
-            return
-        except (OSError, UnicodeDecodeError, BadNote) as fault:
-            self.findings.found(path, _fault(fault))
-            return
-        if data != f"{signer.skey()}\n".encode() or (verifier is not None and signer.verifier != verifier):
-            self.findings.found(path, "is not the key that this log is signed with")
-
     def _checkpoint(self) -> None:
         path, note, checkpoint = self._log.checkpoint_path, self._log.note, self._log.checkpoint
         if note is None or checkpoint is None:
             self.findings.found(path, "is missing: nothing of this log is signed")
             return
-        self._signed(note, checkpoint, name=str(path))
-
-    def _signed(self, note: Note, checkpoint: Checkpoint, *, name: str) -> bool:
-        if self._verifier is None:
-            self.findings.found(name, "cannot be checked without a key")
-            return False
-        try:
-            note.verified([self._verifier])
-        except BadNote as fault:
-            self.findings.found(name, str(fault))
-            return False
-        if checkpoint.origin != self._verifier.name:
-            self.findings.found(name, f"is of the log {checkpoint.origin}, and not of {self._verifier.name}")
-            return False
-        return True
+        self._keys.signed(note, checkpoint, name=str(path))
 
     def _strangers(self) -> None:
         beside = {WITNESSED, CONTRADICTED, MEMORY_FILE}  # of the gateway's, and not what is verified here
-        known = {LOCK, KEY, VERIFIER, TREE, *beside, *(segment.name for segment in self._log.segments)}
+        known = {
+            LOCK,
+            KEY,
+            NEXT_KEY,
+            VERIFIER,
+            EPOCHS,
+            TREE,
+            *beside,
+            *(segment.name for segment in self._log.segments),
+        }
         for path in sorted(self._log.directory.iterdir()):
             if path.name.removesuffix(BESIDE) in known and path.name.endswith(BESIDE):
                 self.findings.remark(f"{path}: left by a crash, and of no meaning")
@@ -178,27 +150,54 @@ class Verification:
             except BadNote as fault:
                 self.findings.found(one.name, f"is no checkpoint: {fault}")
                 continue
-            if self._signed(note, checkpoint, name=one.name):
+            if self._keys.signed(note, checkpoint, name=one.name):
                 old.append((one.name, checkpoint))
         return old
 
-    def _continues(self, old: Sequence[tuple[str, Checkpoint]], tree: VerifiedTree) -> None:
-        for name, checkpoint in old:
-            root = EMPTY_ROOT if checkpoint.size == 0 else tree.roots.get(checkpoint.size)
-            if checkpoint.size > self._log.size:
+    def _continues(self, name: str, checkpoint: Checkpoint, tree: VerifiedTree) -> bool:
+        """Whether what an older checkpoint has is the beginning of this log. Says so if it is not."""
+        root = EMPTY_ROOT if checkpoint.size == 0 else tree.roots.get(checkpoint.size)
+        if checkpoint.size > self._log.size:
+            self.findings.found(
+                self._log.checkpoint_path,
+                f"signs {self._log.size} records, and {name} signed {checkpoint.size} before: the log was rolled back",
+            )
+        elif root is None:
+            self.findings.found(name, "cannot be compared with the log, as records are missing")
+        elif root != checkpoint.root:
+            self.findings.found(
+                self._log.tree_directory,
+                f"the first {checkpoint.size} records are not those that {name} signed: there are two logs of one key",
+            )
+        else:
+            return True
+        return False
+
+    def _seen(self) -> Sequence[tuple[str, Checkpoint]]:
+        """What a quorum of witnesses is said to have seen."""
+        checkpoint = self._witnesses.checkpoint
+        return [(str(self._witnesses.path), checkpoint)] if checkpoint is not None else []
+
+    def _witnessed(self, name: str, checkpoint: Checkpoint, tree: VerifiedTree) -> None:
+        """In a copy that was made while a gateway wrote, it may be newer than the checkpoint: the records must be there."""
+        if checkpoint.size > self._log.size:
+            root = tree.roots.get(checkpoint.size)
+            if root is None:
                 self.findings.found(
-                    self._log.checkpoint_path,
-                    f"signs {self._log.size} records, and {name} signed {checkpoint.size} before: the log was rolled back",
+                    name,
+                    f"was cosigned with {checkpoint.size} records, and the log has fewer: it was rolled back; or, in a copy, this"
+                    " file was copied long after the others, while a gateway wrote",
                 )
-            elif root is None:
-                self.findings.found(name, "cannot be compared with the log, as records are missing")
             elif root != checkpoint.root:
                 self.findings.found(
-                    self._log.tree_directory,
-                    f"the first {checkpoint.size} records are not those that {name} signed: there are two logs of one key",
+                    name, f"was cosigned with {checkpoint.size} records, which are not those of this log"
                 )
             else:
-                self.summary.checkpoints += 1
+                self.findings.remark(
+                    f"{name}: newer than the checkpoint, as in a copy that was made while a gateway wrote"
+                )
+        elif self._continues(name, checkpoint, tree):
+            self.summary.witnessed, self.summary.witnessed_s = checkpoint.size, self._witnesses.since_s
 
     def _read(self, *, first_kept: int, kept_s: int | None, now_s: float) -> None:
         """Every record: size, form, time, and what it adds up to with those before it."""
@@ -226,6 +225,11 @@ class Verification:
             summary.last_ms = leaf.at_ms if isinstance(leaf, Started | Forfeited) else max(summary.last_ms, leaf.at_ms)
             summary.text_bytes += leaf.text_bytes if isinstance(leaf, Released) else 0
             books.take(leaf)
+            if isinstance(leaf, Started):
+                self._witnesses.take(number, leaf)
+            if isinstance(leaf, Rekeyed):
+                self._keys.judge(number, leaf, last=number + 1 == self.summary.records)
+        self._witnesses.judge_file()
         if stepped is not None:
             what = f"is {stepped[1]:.0f} s older than one before it, and no holder began or forfeited its leases for it"
             findings.found(f"record {stepped[0]}", what)
@@ -288,9 +292,3 @@ def read_verifier(text: str) -> Verifier:
             f"{text}: neither a file with the key of a log nor such a key ({fault}); the gateway wrote it as {VERIFIER} when"
             " it made the log"
         ) from fault
-
-
-def _fault(fault: Exception) -> str:
-    if isinstance(fault, FileNotFoundError):
-        return "is missing"
-    return str(fault.strerror) if isinstance(fault, OSError) else f"cannot be read: {fault}"

@@ -13,6 +13,7 @@ from inference.extraction.methods import Method
 from inference.extraction.selection import By
 from inference.server import completions, datasets, evaluation, extraction, jobs, models, vectors
 from inference.server.errors import ApiError, errors_as_json, json_response
+from inference.server.metrics import METRICS, ServerMetrics, counted, page
 from inference.server.service import SERVICE, Service
 from inference.steering.building import ALL_WRITES, OPERATIONS
 from inference.steering.points import Point
@@ -24,12 +25,14 @@ SAMPLING_DEFINITION = "gumbel_max_philox4x32_10_v1"
 
 
 def make_app(service: Service) -> web.Application:
-    app = web.Application(middlewares=[errors_as_json], client_max_size=limits.BODY_BYTES_MAX)
+    app = web.Application(middlewares=[counted, errors_as_json], client_max_size=limits.BODY_BYTES_MAX)
     app[SERVICE] = service
+    app[METRICS] = ServerMetrics(service)
     app.add_routes(
         [
             web.get("/livez", _livez, allow_head=False),
             web.get("/readyz", _readyz, allow_head=False),
+            web.get("/metrics", page, allow_head=False),
             web.get("/v1/capabilities", _capabilities, allow_head=False),
             web.post("/v1/chat/completions", completions.chat_completions),
             web.post("/v1/completions", completions.completions),

@@ -15,6 +15,7 @@ from inference.limits import WRITE_TIMEOUT_S
 from inference.server.body import read_body
 from inference.server.errors import ApiError, json_response
 from inference.server.generation import Ended, Plan, plan, run
+from inference.server.metrics import METRICS
 from inference.server.render import SSE_DONE, Document, Rendering, Usage, sse_event, steering_document
 from inference.server.schema import ChatRequest, CompletionRequest, decode
 from inference.server.service import SERVICE, Served
@@ -47,17 +48,19 @@ async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return await _stream(request, served, planned, rendering, with_usage=with_usage)
-    return await _whole(served, planned, rendering)
+    return await _whole(request, served, planned, rendering)
 
 
-async def _whole(served: Served, planned: Plan, rendering: Rendering) -> web.Response:
+async def _whole(request: web.Request, served: Served, planned: Plan, rendering: Rendering) -> web.Response:
     pieces: list[Piece] = []
     async with contextlib.aclosing(run(planned, engine=served.engine, loaded=served.loaded)) as events:
         async for event in events:
             if isinstance(event, Ended):
                 usage = _usage(planned, event)
+                steering = _steering(planned, event)
                 _log_end(rendering, usage, event)
-                return json_response(rendering.whole(pieces, event.last, usage, _steering(planned, event)))
+                request.app[METRICS].answered(usage, steering)
+                return json_response(rendering.whole(pieces, event.last, usage, steering))
             pieces.append(event)
     raise AssertionError("run ends with Ended or raises")
 
@@ -79,10 +82,12 @@ async def _stream(
             await _write(response, [error.document()])  # no [DONE] behind it: the answer is not complete
             return response
         usage = _usage(planned, event)
+        steering = _steering(planned, event)
         _log_end(rendering, usage, event)
+        request.app[METRICS].answered(usage, steering)
         await _write(
             response,
-            rendering.closing(event.last, usage if with_usage else None, _steering(planned, event)),
+            rendering.closing(event.last, usage if with_usage else None, steering),
             end=SSE_DONE,
         )
         return response

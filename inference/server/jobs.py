@@ -12,12 +12,13 @@ from aiohttp import web
 from inference.jobs.chore import JobChore, Work
 from inference.jobs.job import Job, JobKind
 from inference.jobs.table import JobExistsError, JobsFullError, WatchersFullError
-from inference.limits import WRITE_TIMEOUT_S
+from inference.limits import JOB_SILENCE_S_MAX, WRITE_TIMEOUT_S
 from inference.server.errors import ApiError, json_response
 from inference.server.render import sse_event
 from inference.server.service import SERVICE, Service
 
 SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
+_STILL_HERE = b":\n\n"  # a comment: WHATWG HTML, 9.2.6, recommends one against proxies that drop silent connections
 
 
 async def start_job(service: Service, *, kind: JobKind, job_id: str | None, work: Work) -> web.Response:
@@ -49,7 +50,10 @@ async def cancel_job(request: web.Request) -> web.Response:
 
 
 async def follow_job(request: web.Request) -> web.StreamResponse:
-    """Server-sent events: the job now, then after changes, last its last state. A slow reader sees fewer of them."""
+    """Server-sent events: the job now, then after changes, last its last state. A slow reader sees fewer of them.
+
+    A job that waits or works in long pieces is not silent for longer than `JOB_SILENCE_S_MAX`.
+    """
     jobs = request.app[SERVICE].jobs
     job = _job(request)
     changed = asyncio.Event()
@@ -71,8 +75,19 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
                     await response.write(sse_event(now.document()))
                 shown = now
                 continue
-            await changed.wait()
+            if not await _set_within(changed, JOB_SILENCE_S_MAX):
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await response.write(_STILL_HERE)
     return response
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _waker(event: asyncio.Event) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from inference.limits import TREATMENTS_KEPT_MAX
 from inference.steering.kernels import Kernel, Part, family
 from inference.steering.points import Site
 from inference.steering.program import CompiledSteering, Conflict, Picked, Treatment
@@ -83,6 +84,8 @@ def _treatment(steering: CompiledSteering, gates: tuple[bool, ...], picked: Pick
     """Kernels with their stages, per site, for tokens that these selections pick."""
     known = steering.treatments.get((gates, picked))
     if known is None:
+        if len(steering.treatments) >= TREATMENTS_KEPT_MAX:
+            steering.treatments.clear()
         known = tuple(_worked_out(steering, gates, picked))
         steering.treatments[gates, picked] = known
     return known

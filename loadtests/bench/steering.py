@@ -230,7 +230,7 @@ def conditions(arguments: argparse.Namespace, *, load_before: float, elapsed_s: 
     """What the numbers were measured on, and when."""
     software = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {cpu_model()}, {os.cpu_count()} cores, {arguments.threads} threads, load "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {cpu_model()}, {os.cpu_count()} cores, threads: {arguments.threads}, load "
         f"average before {load_before:.1f}, Linux {platform.release()}, Python {platform.python_version()}, {software}; "
         f"{arguments.model.resolve().name}, float32; {arguments.steps} steps and {arguments.rounds} rounds in {elapsed_s:.0f} s."
     )

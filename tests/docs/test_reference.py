@@ -5,20 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from gateway.metrics import Metrics
 from gateway.wire.rejections import JOB_FAULTS, REJECTIONS
 from policy.refusal import Reason
 from policy.release import Outcome
+from tests.deploy.metrics import families
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_the_metrics_reference_lists_exactly_the_metrics_that_exist() -> None:
-    # Arrange: what the registry exposes, by the names that Prometheus shows.
-    exposed = {
-        family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-        for family in Metrics().registry.collect()
-    }
+    # Arrange: what the gateway's registry and the inference server's expose, by the names that Prometheus shows.
+    exposed = {family.name + {"counter": "_total", "info": "_info"}.get(family.type, "") for family in families()}
 
     # Act
     listed = set(re.findall(r"^\| `(weir_[a-z_]+)` \|", (DOCS / "metrics.md").read_text(), flags=re.MULTILINE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -289,7 +290,7 @@ def opened(gateway: Gateway) -> str:
 
 def test_the_help_names_every_command_and_mistakes_are_one_line(tmp_path: Path) -> None:
     said = weir("audit", "--help").stdout
-    for name in ("verify", "show", "prove", "check-proof", "fold", "export"):
+    for name in ("verify", "show", "prove", "check-proof", "fold", "export", "rekey"):
         assert f"weir audit {name}" in said
         assert weir("audit", name, "--help").returncode == 0
     for arguments in (("verify", "nowhere"), ("export", str(tmp_path)), ("check-proof", "nowhere", "--key", "x")):
@@ -308,15 +309,18 @@ def test_whoever_reads_only_the_beginning_of_an_export_gets_no_traceback(gateway
 
 
 def test_what_was_forgotten_of_a_sliding_window_is_thawed_in_its_series(tmp_path: Path) -> None:
-    """Of three grants the ledger has one, and one that was granted anew with less."""
+    """Of three grants the ledger has one, and one that was granted anew with less. After the thaw nothing is amiss any more."""
     rules = policy("http://127.0.0.1:1", tmp_path)
     (tmp_path / "weir.yaml").write_text(yaml.safe_dump(rules))
-    step = Step(series="s", number=1, steps=24)
+    series = "model:m/sliding 1d"
+    step = Step(series=series, number=1, steps=26)
 
     async def arrange() -> None:
         log = SegmentLog(tmp_path / "audit", scribe=Scribe(sealer=None, clock=SystemClock()))
         grants = [
-            LeaseGranted(at_ms=1, lease=f"l{n}", holder="h", bits={"a": 10, "s/1": 5}, fences={"a": n, "s": n})
+            LeaseGranted(
+                at_ms=1, lease=f"l{n}", holder="h", bits={"a": 10, f"{series}/1": 5}, fences={"a": n, series: n}
+            )
             for n in (1, 2, 3)
         ]
         started = Started(at_ms=1, holder="h", version="1", policy="p", codes="c", boot_id="b")
@@ -324,24 +328,52 @@ def test_what_was_forgotten_of_a_sliding_window_is_thawed_in_its_series(tmp_path
         await log.close()
         ledger = SqliteLedger(tmp_path / "ledger.db")
         await ledger.register(
-            [AccountLimit(account="a", limit_bits=100), AccountLimit(account="s/1", limit_bits=100, step=step)]
+            [AccountLimit(account="a", limit_bits=100), AccountLimit(account=f"{series}/1", limit_bits=100, step=step)]
         )
-        for lease, bits in (("l1", {"a": 10, "s/1": 5}), ("l2", {"a": 4, "s/1": 1})):
+        for lease, bits in (("l1", {"a": 10, f"{series}/1": 5}), ("l2", {"a": 4, f"{series}/1": 1})):
             wanted = {name: Wanted(least_bits=amount, most_bits=amount) for name, amount in bits.items()}
             await ledger.grant(lease=lease, holder="h", wanted=wanted)
+        await ledger.freeze({"a": 3, series: 3})
+        await ledger.close()
+
+    async def thaw(**lost_bits: int) -> None:
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        for account, bits in lost_bits.items():
+            await ledger.thaw(series if account == "s" else account, lost_bits=bits)
         await ledger.close()
 
     asyncio.run(arrange())
     fold = ["audit", "fold", str(tmp_path / "audit"), "--policy", str(tmp_path / "weir.yaml")]
     assert weir(*fold, "--lost").stdout.splitlines() == [
         "weir ledger thaw a --lost 16",
-        "weir ledger thaw s --lost 9",
+        f"weir ledger thaw {shlex.quote(series)} --lost 9",
     ]
     done = weir(*fold)
     assert done.returncode == 1
     assert "a: the ledger has 16 bits less debited than the log accounts for" in done.stderr
-    assert "s/1: the ledger has 9 bits less" in done.stderr
+    assert f"{series}/1: the ledger has 9 bits less" in done.stderr
     assert "forgotten by the ledger: 6 bits of a, lease l2 of h" in done.stdout
+    asyncio.run(thaw(a=16, s=6))
+    done = weir(*fold)
+    assert f"{series}/1: the ledger has 3 bits less" in done.stderr, "too little was thawed"
+    assert "a: " not in done.stderr
+    assert f"weir ledger thaw {shlex.quote(series)} --lost 3" in weir(*fold, "--lost").stdout
+
+    async def once_more(bits: int) -> None:
+        ledger = SqliteLedger(tmp_path / "ledger.db")
+        await ledger.freeze({series: 3})
+        await ledger.close()
+        await thaw(s=bits)
+
+    asyncio.run(once_more(3))
+    done = weir(*fold, "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = [row for row in json.loads(done.stdout)["accounts"] if row["account"] == f"{series}/1"]
+    assert (row["debited_bits"], row["thawed_bits"], row["difference_bits"]) == (6, 9, 0)
+    asyncio.run(once_more(2))
+    done = weir(*fold)
+    assert done.returncode == 1
+    assert f"{series}: the ledger has 2 bits more debited" in done.stderr, "more than was forgotten"
 
 
 @pytest.mark.parametrize("sealed", [b"another thing", None], ids=["another thing", "nothing"])

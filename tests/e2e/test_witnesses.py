@@ -195,6 +195,40 @@ def test_a_log_restored_from_an_old_copy_is_refused_by_its_witnesses(
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
+def test_witnesses_go_on_with_a_log_that_changed_its_key_as_soon_as_they_are_given_the_new_one(
+    neighbours: Neighbours, start: Start
+) -> None:
+    # Arrange
+    gateway = start(lambda rules: neighbours.rules(rules, least="all"))
+    audit = gateway.directory / "audit"
+    neighbours.know(gateway)
+    first = (audit / "log.vkey").read_text().strip()
+    assert gateway.ask().status == 200
+    until(lambda: witnessed(gateway) > 0, what="it is witnessed")
+    assert gateway.stop() == 0
+
+    # Act: nobody was told.
+    done = weir("audit", "rekey", str(audit))
+    assert done.returncode == 0, done.stderr
+    gateway.start(ready=False)
+
+    # Assert
+    until(lambda: gateway.ask().status == 503, what="it is not witnessed any more", seconds=3 * WITHIN_S)
+    seen = witnessed(gateway)
+    neighbours.know(gateway)
+    until(lambda: gateway.ask().status == 200, what="it is witnessed again", seconds=20)
+    until(lambda: witnessed(gateway) > seen, what="and goes on")
+    assert gateway.stop() == 0
+    verify = ("audit", "verify", str(audit), "--key", first, "--since", str(audit / "witnessed"), "--witnesses")
+    verified = weir(*verify, str(neighbours.file))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert f"{witnessed(gateway):,}, at 2" in verified.stdout
+    neighbours.file.write_text(neighbours.file.read_text() + "# and friends\n")
+    verified = weir(*verify, str(neighbours.file))
+    assert verified.returncode == 1, "it is not the file that was in force"
+    assert "the file that you gave has SHA-256" in " ".join(verified.stdout.split())
+
+
 def test_check_names_the_mistake_in_the_witnesses_file_and_serve_does_not_start(
     neighbours: Neighbours, start: Start
 ) -> None:

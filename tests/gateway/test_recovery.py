@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from gateway.ledger.memory import MemoryLedger
+from gateway.parts import fences, lease_granted, tallies
 from gateway.ports import AccountLimit, LedgerUnavailable, Wanted
 from gateway.record import (
     Closed,
@@ -28,13 +29,10 @@ from gateway.recovery import (
     SILENCE_BITS,
     UNRECORDED_S_MAX,
     Estates,
-    fence_leaves,
-    frozen_leaves,
     known_fences,
     recover,
-    tallies,
 )
-from policy.limits import STALE_S
+from policy.limits import LEAF_BYTES_MAX, STALE_S
 
 M, T = "model:m/lifetime/ever", "tenant:acme/1d/0"
 
@@ -231,7 +229,7 @@ def test_a_tally_comes_in_parts_that_are_small_enough_for_a_leaf_and_add_up():
         answers=[(tuple(list(many)[:6]), [f"{number:024x}" for number in range(70)])],
     )
     assert [part.part for part in parts] == list(range(len(parts)))
-    assert max(len(msgspec.json.encode(part)) for part in parts) <= 2048
+    assert max(len(msgspec.json.encode(part)) for part in parts) <= LEAF_BYTES_MAX
     estate = Estates([started("h" * 32), granted("old", "h" * 32, m=9), *parts]).found["h" * 32]
     assert estate.unspent_bits == many
     assert estate.leases == {"l1": many, "l2": {M: 5}}
@@ -245,19 +243,20 @@ def test_a_holder_that_has_nothing_says_so():
 
 
 def test_fences_come_in_parts_too():
-    many = {f"account {number}": number for number in range(40)}
-    leaves = fence_leaves(many, at_ms=1)
-    assert len(leaves) == 4
+    many = {f"account {number:080}": number for number in range(40)}
+    leaves = list(fences(many, at_ms=1))
+    assert len(leaves) > 1
     assert known_fences(leaves) == many
 
 
-def test_what_a_store_has_forgotten_comes_in_parts_that_fit_a_leaf():
-    """A restored backup concerns every account, and a leaf that the log cannot hold would end the gateway at every start."""
-    seen = {f"tenant:{number:0128}": number + 10**15 for number in range(300)}
-    leaves = frozen_leaves(seen=seen, shown=dict.fromkeys(seen, 1), at_ms=1)
-    assert {account: fence for leaf in leaves for account, fence in leaf.seen.items()} == seen
-    assert all(leaf.shown == dict.fromkeys(leaf.seen, 1) for leaf in leaves)
-    assert max(len(msgspec.json.encode(leaf)) for leaf in leaves) <= 2048
+def test_a_lease_of_very_many_accounts_is_granted_in_several_leaves_and_is_one_lease():
+    many = {f"tenant:{'x' * 64}/{'y' * 50}/1d/{number}": number for number in range(30)}
+    leaves = list(lease_granted(at_ms=5, lease="l1", holder="h", bits=many, fences=many))
+    assert len(leaves) > 2
+    estate = Estates([started(), granted("l0", m=9), *leaves]).found["h"]
+    assert estate.leases == {"l0": {M: 9}, "l1": many}
+    assert estate.unspent_bits == many | {M: 9}
+    assert known_fences(leaves) == many
 
 
 def test_a_tally_alone_makes_its_holder_known():

@@ -19,6 +19,7 @@ from inference.jobs.chore import JobChore, Work
 from inference.jobs.job import JobKind
 from inference.jobs.table import JobTable
 from inference.limits import IMPORT_BYTES_MAX, JOB_WATCHERS_MAX
+from inference.server import jobs
 from inference.steering import gguf_vectors
 from inference.steering.store import VectorStore
 from inference.steering.vector import Kind
@@ -270,6 +271,21 @@ async def test_a_job_is_followed_to_its_last_state(client):
         assert await next_event(response) == seen[-1]
         assert await response.content.read() == b""
     await until(lambda: client.service.jobs.watchers == 0)
+
+
+async def test_the_stream_of_a_job_in_which_nothing_happens_is_not_silent(client, monkeypatch):
+    monkeypatch.setattr(jobs, "JOB_SILENCE_S_MAX", 0.05)
+    gate = start_gate(client)
+    async with client._session.get(f"{client.base}/v1/jobs/j/events") as response:
+        before = await next_event(response)
+        async with asyncio.timeout(10):
+            assert before["status"] in ("queued", "running")
+            lines = [await response.content.readline() for _ in range(6)]
+        assert b":\n" in lines
+        gate.go(4)
+        rest = await response.content.read()
+    events = [block[6:] for block in rest.split(b"\n\n") if block.startswith(b"data: ")]
+    assert json.loads(events[-1])["status"] == "succeeded"
 
 
 async def test_deleting_a_job_cancels_it_and_ends_its_stream(client):

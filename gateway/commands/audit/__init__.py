@@ -1,4 +1,4 @@
-"""`weir audit`: what operators and auditors do with the log of a gateway. One module a command; none of them writes to the log."""
+"""`weir audit`: what operators and auditors do with the log of a gateway. One module a command; only `rekey` writes to the log."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import sys
 
 from gateway.audit.proof import BadProof
-from gateway.commands.audit import checking, export, folding, proving, showing
+from gateway.commands.audit import checking, export, folding, proving, rekeying, showing
 from gateway.key_files import KeyFileError
 from gateway.ports import AuditFailed, LedgerUnavailable
 
 _DESCRIPTION = """\
-Read the audit log of a gateway: the directory that `audit.directory` of its policy names, or a copy of it. Nothing is ever
-written there, and no lock is taken: the gateway may be running. A copy that was made meanwhile is as good; records that it
-has above its checkpoint, and a last one that is torn, are normal and said.
+Read the audit log of a gateway: the directory that `audit.directory` of its policy names, or a copy of it. But for `rekey`,
+nothing is written there, and no lock is taken: the gateway may be running. A copy that was made meanwhile is as good; records
+that it has above its checkpoint, and a last one that is torn, are normal and said.
 
 What the log is, what it proves to whom, and how to verify it without Weir: docs/audit.md."""
 
@@ -27,6 +27,7 @@ examples:
   weir audit check-proof answer.tlog-proof --key log.vkey
   weir audit fold ./var/audit --policy weir.yaml
   weir audit export ./var/audit --from 2026-11-01 --to 2026-12-01 --tenant acme
+  weir audit rekey ./var/audit --prepare
 
 exit status: 0 in order, 1 found wrong, 2 wrong usage, 78 the policy has mistakes"""
 
@@ -41,7 +42,7 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (checking, showing, proving, folding, export):
+    for command in (checking, showing, proving, folding, export, rekeying):
         command.add(commands)
     parser.set_defaults(run=run)
 

@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.audit.note import NOTE_BYTES_MAX
+from gateway.audit.quorum import POLICY_BYTES_MAX, BadQuorum, Quorum, parse
 from gateway.audit.verification import OldCheckpoint, Summary, Verification, read_verifier
 from gateway.clock import SystemClock
 from gateway.commands.audit.reader import directory, progress, read_bytes, time_text
 from gateway.commands.check import bytes_text
+from gateway.ports import AuditFailed
 
 _DESCRIPTION = """\
 Verify the whole log:
@@ -24,6 +26,9 @@ Verify the whole log:
   - the segments have whole frames, in order, with the records of the tree, and every sealed batch that a record commits to
   - records are readable, at most 2 KB, in order of time; for every process that served, charges, refunds, leases and tallies
     add up to what it said of itself; nothing left for an answer that had ended
+  - each key that the log had was named by the one before it, which signed that (`weir audit rekey`)
+  - what witnesses have cosigned is a beginning of this log; with --witnesses, their cosignatures are true and a quorum, and the
+    file is the one that was in force
 
 Each thing found wrong is one line: where, and what. Bring the key that you were given when the log was made: the log.vkey in
 the directory can be changed by whoever changes the log. Keep the `tree/checkpoint` of each visit and bring it again: only an
@@ -48,6 +53,12 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--since", type=Path, nargs="+", action="extend", default=[], metavar="CHECKPOINT", help="older checkpoints"
     )
     parser.add_argument(
+        "--witnesses",
+        type=Path,
+        metavar="FILE",
+        help="the witnesses' file of the policy (audit.witnesses.policy): check the cosignatures",
+    )
+    parser.add_argument(
         "--content-kept",
         type=_duration,
         metavar="DURATION",
@@ -60,6 +71,7 @@ def act(arguments: argparse.Namespace) -> int:
     """Verify and print; returns the exit status."""
     verifier = read_verifier(arguments.key) if arguments.key is not None else None
     since = [OldCheckpoint(name=str(path), data=read_bytes(path, count_max=NOTE_BYTES_MAX)) for path in arguments.since]
+    quorum = _quorum(arguments.witnesses) if arguments.witnesses is not None else None
     with progress("verifying") as (begins, advance):
         verification = Verification(
             arguments.directory,
@@ -67,6 +79,7 @@ def act(arguments: argparse.Namespace) -> int:
             since=since,
             content_kept_s=arguments.content_kept,
             now_s=SystemClock().wall_s(),
+            quorum=quorum,
             begins=begins,
             progress=advance,
         )
@@ -88,11 +101,21 @@ def act(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _quorum(path: Path) -> Quorum:
+    try:
+        return parse(read_bytes(path, count_max=POLICY_BYTES_MAX))
+    except BadQuorum as mistake:
+        raise AuditFailed(f"{path}: {mistake}") from mistake
+
+
 def _table(summary: Summary) -> Table:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     span = f"{time_text(summary.first_ms)} to {time_text(summary.last_ms)} UTC" if summary.last_ms else "-"
+    witnessed = f"{summary.witnessed:,}"
+    if summary.witnessed_s is not None:
+        witnessed += f", at {time_text(summary.witnessed_s * 1000)} UTC"
     for name, value in (
         ("records", f"{summary.records:,}"),
         ("of them signed", f"{summary.signed:,}"),
@@ -102,7 +125,9 @@ def _table(summary: Summary) -> Table:
         ("text released", bytes_text(8 * summary.text_bytes)),
         ("charged when it left", f"{summary.released_bits:,} bits"),
         ("refunded since", f"{summary.refunded_bits:,} bits"),
+        ("keys, one after the other", f"{summary.keys:,}"),
         ("older checkpoints continued", f"{summary.checkpoints:,}"),
+        ("witnessed, records", witnessed),
         ("segments", f"{summary.segments:,}"),
         ("sealed batches", f"{summary.sealed:,} ({bytes_text(8 * summary.sealed_bytes)})"),
         ("sealed batches deleted", f"{summary.deleted:,}"),

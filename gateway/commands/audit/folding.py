@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,10 +21,11 @@ from gateway.audit.books import Books as Records
 from gateway.audit.reading import LogDirectory
 from gateway.clock import SystemClock
 from gateway.commands.audit.reader import leaves
+from gateway.commands.audit.sliding import thawed_bits
 from gateway.commands.check import MISTAKES
 from gateway.commands.ledger import Books, Refusal, check_exists
 from gateway.config import ConfigError, load
-from gateway.ports import AuditFailed, LeaseState
+from gateway.ports import AccountState, AuditFailed, LeaseState
 from gateway.record import LeaseGranted
 from gateway.stores import open_ledger
 from policy.rules import Policy, PostgresLedger
@@ -39,13 +41,16 @@ first: it settles what its last life left behind.
 A ledger on PostgreSQL may be shared: name the audit directories of all its gateways. Leases that none of them knows are then
 shown as held elsewhere, and count as such.
 
+Of a sliding window each step is an account. What the ledger forgot in one and was debited by `weir ledger thaw`, which debits the
+window as a whole, stands beside it as thawed.
+
 Under the table: leases that the ledger has forgotten, or has with fewer bits, as after a restored backup. --lost prints for each
 account what that comes to, as the command that debits it again. If a log is missing, the figures are too small: take the
 whole limit then.
 
 It believes the records; `weir audit verify` says whether they are to be believed."""
 
-SELDOM = ("open leases", "by hand", "elsewhere")  # columns that are left out if there is nothing in them
+SELDOM = ("open leases", "by hand", "elsewhere", "thawed")  # columns that are left out if there is nothing in them
 ACCOUNT_WIDTH_MIN = 14
 
 
@@ -62,12 +67,13 @@ class Row:
     by_hand_bits: int
     elsewhere_bits: int  # of leases that no log has; only a shared ledger may have some
     debited_bits: int
+    thawed_bits: int = 0  # forgotten in this step of a sliding window, and debited to the whole window by a thaw
 
     @property
     def difference_bits(self) -> int:
         """What the ledger has beyond what it should have. Below zero it has forgotten."""
         expected_bits = self.granted_bits - self.returned_bits + self.by_hand_bits + self.elsewhere_bits
-        return self.debited_bits - expected_bits
+        return self.debited_bits + self.thawed_bits - expected_bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,8 @@ class Fold:
         self._leases: dict[str, Lease] = {}
         self._accounts: dict[str, Account] = {}
         self._fenced: set[str] = set()  # accounts whose grants are counted: not the steps of a sliding window
-        self.rows: Sequence[Row] = ()
+        self.rows: list[Row] = []
+        self._thawed_bits: Mapping[str, int] = {}  # by series
         self.forgotten: Sequence[Forgotten] = ()
         self.unknown: Sequence[LeaseState] = ()  # leases of the ledger that no log has
         for directory in directories:
@@ -159,7 +166,10 @@ class Fold:
     def compare(self, policy: Policy) -> None:
         """With the policy's ledger. Raises `LedgerUnavailable`."""
         ledger = open_ledger(policy, codes="", clock=SystemClock())
-        debited, kept = asyncio.run(_state(Books(ledger=ledger, accounts={})))
+        states, kept = asyncio.run(_state(Books(ledger=ledger, accounts={})))
+        series = {state.series for state in states}
+        debited = {state.account: state.debited_bits for state in states if state.account not in series}
+        self._thawed_bits = thawed_bits(states, kept.values())
         by_hand: Counter[str] = Counter()
         elsewhere: Counter[str] = Counter()
         self.unknown = [lease for lease in kept.values() if lease.lease not in self._leases]
@@ -175,6 +185,10 @@ class Fold:
             self._row(name, debited=debited, by_hand=by_hand, elsewhere=elsewhere)
             for name in sorted(self._accounts.keys() | debited.keys())
         ]
+        self.rows = [row for series in self._thawed_bits for row in self._with_thaws(series)] + [
+            row for row in self.rows if self._series(row.account) not in self._thawed_bits
+        ]
+        self.rows.sort(key=lambda row: row.account)
         self.forgotten = list(self._forgotten(kept))
 
     def _row(
@@ -193,6 +207,20 @@ class Fold:
             debited_bits=debited.get(name, 0),
         )
 
+    def _with_thaws(self, series: str) -> Iterator[Row]:
+        """The steps of a sliding window: what they lack was forgotten, and is debited to the window as far as it was thawed."""
+        left_bits = self._thawed_bits[series]
+        for row in self.rows:
+            if self._series(row.account) == series:
+                bits = min(max(-row.difference_bits, 0), left_bits)
+                left_bits -= bits
+                yield replace(row, thawed_bits=bits)
+        if left_bits:  # more than was forgotten
+            yield self._row(series, debited={series: left_bits}, by_hand={}, elsewhere={})
+
+    def _series(self, account: str) -> str:
+        return account.rpartition("/")[0]
+
     def _forgotten(self, kept: Mapping[str, LeaseState]) -> Iterator[Forgotten]:
         for name, lease in self._leases.items():
             known = kept[name].bits if name in kept else {}
@@ -204,22 +232,24 @@ class Fold:
                     )
 
     def _thawed(self, account: str) -> str:
-        series = account.rpartition("/")[0]
+        series = self._series(account)
         return series if account not in self._fenced and series in self._fenced else account
 
     def lost(self) -> Mapping[str, int]:
-        """What the ledger has forgotten, by the account that is thawed for it."""
+        """What the ledger has forgotten, by the account that is thawed for it; of sliding windows, less what was thawed."""
         lost: Counter[str] = Counter()
         for forgotten in self.forgotten:
             lost[forgotten.thaw] += forgotten.bits
-        return lost
+        for series, bits in self._thawed_bits.items():
+            lost[series] -= bits
+        return +lost
 
     def print_lost(self) -> int:
         """As commands."""
         for account, bits in sorted(self.lost().items()):
-            sys.stdout.write(f"weir ledger thaw {account} --lost {bits}\n")
-        if not self.forgotten:
-            sys.stderr.write("the ledger has every lease that is on the record\n")
+            sys.stdout.write(f"weir ledger thaw {shlex.quote(account)} --lost {bits}\n")
+        if not self.lost():
+            sys.stderr.write("the ledger has every lease that is on the record, or it was thawed\n")
         return 0
 
     def print_json(self) -> None:
@@ -241,6 +271,7 @@ class Fold:
             "open leases": [row.open_leases for row in self.rows],
             "by hand": [row.by_hand_bits for row in self.rows],
             "elsewhere": [row.elsewhere_bits for row in self.rows],
+            "thawed": [row.thawed_bits for row in self.rows],
             "ledger": [row.debited_bits for row in self.rows],
             "difference": [row.difference_bits for row in self.rows],
         }
@@ -279,12 +310,11 @@ class Fold:
         return 1 if differing or self._contradictions else 0
 
 
-async def _state(books: Books) -> tuple[Mapping[str, int], Mapping[str, LeaseState]]:
-    """What is debited, of all accounts but the series of sliding windows, which only sum up their steps; and the leases."""
+async def _state(books: Books) -> tuple[Sequence[AccountState], Mapping[str, LeaseState]]:
+    """All accounts, and the leases by id."""
     try:
         states = await books.ledger.states()
-        series = {state.series for state in states}
         leases = {lease.lease: lease async for lease in books.leases()}
     finally:
         await books.ledger.close()
-    return {state.account: state.debited_bits for state in states if state.account not in series}, leases
+    return states, leases

@@ -6,18 +6,25 @@ import argparse
 import sys
 from pathlib import Path
 
+from gateway.audit.keys import Closing, closings_in
+from gateway.audit.note import BadNote, Note, Verifier
 from gateway.audit.proof import PROOF_BYTES_MAX, BadProof, Proof
 from gateway.audit.reading import LogDirectory
-from gateway.audit.verification import LEAF_BYTES_MAX, read_verifier
+from gateway.audit.tiled import TileFiles
+from gateway.audit.verification import read_verifier
 from gateway.commands.audit.reader import directory, leaves, read_bytes
 from gateway.ports import AuditFailed
 from gateway.record import Closed
+from policy.limits import LEAF_BYTES_MAX
 
 _PROVE = """\
 Write a proof that a record is in the log, in the format c2sp.org/tlog-proof: the record, the hashes up to the root, and the
 checkpoint. Whoever has the log's public key can check it, with `weir audit check-proof` or another program, without the log.
 The record of an answer is the one of its end (`closed`): when it was, what was said in bytes, and what it cost. It holds no
-content."""
+content.
+
+The checkpoint is the last one, signed by the key in force. For somebody who has a key that the log had before, say --key: then
+it is the one with which that key's time ended, if the record is in it."""
 
 _CHECK = """\
 Check a proof offline: that the log's key has signed a checkpoint, and that the record is in it. The record is the one that
@@ -31,6 +38,7 @@ def add(parsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     directory(prove)
     prove.add_argument("record", metavar="ANSWER-ID|NUMBER", help="an answer, or the number of any record")
     prove.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="such as answer.tlog-proof")
+    prove.add_argument("--key", metavar="VKEY", help="whose signature: a key of the log, or a file that has it")
     prove.set_defaults(act=_prove)
     check = parsers.add_parser("check-proof", help="check a proof offline", description=_CHECK, formatter_class=raw)
     check.add_argument("proof", type=Path, metavar="FILE", help="what `weir audit prove` wrote")
@@ -49,16 +57,43 @@ def _prove(arguments: argparse.Namespace) -> int:
     if log.note is None:
         raise AuditFailed(f"{log.checkpoint_path}: nothing of this log is signed yet; ask again in a second")
     number = _number(log, arguments.record)
-    if number >= log.size:
-        raise BadProof(f"record {number} is not signed: the checkpoint has {log.size} records; ask again in a second")
-    entry = log.tree.entry(number)
-    proof = Proof.of(log.tree.subtree, number, note=log.note, entry=entry)
+    note, tree = log.note, log.tree
+    if arguments.key is not None:
+        note, tree = _signed_by(read_verifier(arguments.key), log)
+    if number >= tree.size:
+        raise BadProof(f"record {number} is not signed: the checkpoint has {tree.size} records; {_later(log, tree)}")
+    entry = tree.entry(number)
+    proof = Proof.of(tree.subtree, number, note=note, entry=entry)
     try:
         arguments.output.write_bytes(proof.encode())
     except OSError as fault:
         raise AuditFailed(f"{arguments.output}: {fault.strerror}") from fault
-    sys.stdout.write(f"{arguments.output}: record {number} of {log.size}\n{entry.decode()}\n")
+    sys.stdout.write(f"{arguments.output}: record {number} of {tree.size}\n{entry.decode()}\n")
     return 0
+
+
+def _signed_by(verifier: Verifier, log: LogDirectory) -> tuple[Note, TileFiles]:
+    """The last checkpoint that this key has signed."""
+    assert log.note is not None
+    if any(map(verifier.made, log.note.signatures)):
+        return log.note, log.tree
+    for path in reversed(closings_in(log.directory)):
+        tree = TileFiles(log.tree_directory, int(path.name))
+        try:
+            closing = Closing.parse(path.read_bytes(), size=tree.size, entry=tree.entry)
+        except BadNote as fault:
+            raise AuditFailed(f"{path}: {fault}: `weir audit verify` says more") from fault
+        if closing.previous == verifier:
+            return closing.note, tree
+    raise AuditFailed(f"{log.directory}: {verifier} is no key that this log has or had")
+
+
+def _later(log: LogDirectory, tree: TileFiles) -> str:
+    return (
+        "ask again in a second"
+        if tree.size == log.size
+        else "that key's time ended before it; ask with the one in force"
+    )
 
 
 def _number(log: LogDirectory, wanted: str) -> int:

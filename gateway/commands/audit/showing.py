@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.audit.notary import VERIFIER
+from gateway.audit.keys import VERIFIER
 from gateway.audit.reading import LogDirectory, Record
 from gateway.audit.sealing import AuditorSecret, Content, Unsealable, commitment, unseal
 from gateway.audit.verification import read_verifier

@@ -10,8 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 from gateway.audit import segments
+from gateway.audit.keys import prepare
 from gateway.audit.log import SignedLog
-from gateway.audit.note import Verifier
+from gateway.audit.note import Signer, Verifier
+from gateway.audit.quorum import Quorum
 from gateway.audit.sealing import AuditorSecret, auditor_secret, public_bytes
 from gateway.audit.verification import OldCheckpoint, Verification
 from gateway.clock import SystemClock
@@ -41,8 +43,11 @@ class Recorder:
         self.lease = f"lease of {holder}"
         self.spent: Counter[str] = Counter()
 
-    async def begin(self, bits: int = 10**9) -> None:
-        await self.put(Started(at_ms=self.now(), holder=self.holder, version="1", policy="p", codes="c", boot_id="b"))
+    async def begin(self, bits: int = 10**9, *, witnesses: str = "") -> None:
+        started = Started(
+            at_ms=self.now(), holder=self.holder, version="1", policy="p", codes="c", boot_id="b", witnesses=witnesses
+        )
+        await self.put(started)
         each, fences = dict.fromkeys(ACCOUNTS, bits), dict.fromkeys(ACCOUNTS, 1)
         await self.put(LeaseGranted(at_ms=self.now(), lease=self.lease, holder=self.holder, bits=each, fences=fences))
 
@@ -110,35 +115,51 @@ async def sign(log: SignedLog) -> bytes:
 
 
 class Recorded:
-    """A log of thousands of leaves in several segments, signed many times; and what an auditor has kept of it."""
+    """A log of thousands of leaves in several segments, signed many times; and what an auditor has kept of it.
 
-    def __init__(self, directory: Path, *, answers: int = 700, visits: int = 4) -> None:
+    `verifier` is the key of the first day. With `rekeyed_at`, another one follows after so many answers, and a third is prepared.
+    """
+
+    def __init__(self, directory: Path, *, answers: int = 700, visits: int = 4, rekeyed_at: int | None = None) -> None:
         self.directory = directory
         self.kept: list[OldCheckpoint] = []
-        asyncio.run(self._record(answers, visits))
-        self.verifier = Verifier.parse((directory / "log.vkey").read_text().strip())
+        self.seeds: list[bytes] = []  # of the log's keys, as a thief may have kept them
+        asyncio.run(self._record(answers, visits, rekeyed_at))
 
-    async def _record(self, answers: int, visits: int) -> None:
+    async def _record(self, answers: int, visits: int, rekeyed_at: int | None) -> None:
         usual, segments.SEGMENT_BYTES_MAX = segments.SEGMENT_BYTES_MAX, 256 * 1024
         try:
             log = opened(self.directory)
+            self.verifier = log.verifier
+            self._keep_key()
             recorder = Recorder(log, "h1")
             await recorder.begin()
             for number in range(answers):
+                if number == rekeyed_at:
+                    await log.rekey()
+                    self._keep_key()
                 await recorder.answer(f"answer-{number}", text=os.urandom(9).hex())
                 if number % (answers // visits) == 5:
                     self.kept.append(OldCheckpoint(name=f"kept-{len(self.kept)}", data=await sign(log)))
             await recorder.end()
+            self.last_verifier = log.verifier
             await log.close()
+            if rekeyed_at is not None:
+                prepare(self.directory, origin=log.origin)
         finally:
             segments.SEGMENT_BYTES_MAX = usual
+
+    def _keep_key(self) -> None:
+        self.seeds.append(Signer.parse((self.directory / "log.key").read_text().strip()).seed)
 
     def copy(self, directory: Path) -> Path:
         shutil.copytree(self.directory, directory)
         return directory
 
 
-def verified(directory: Path, *, verifier: Verifier | None, since=(), kept_s: int | None = None) -> Verification:
+def verified(
+    directory: Path, *, verifier: Verifier | None, since=(), kept_s: int | None = None, quorum: Quorum | None = None
+) -> Verification:
     """As an auditor of next year sees it."""
     now_s = SystemClock().wall_s() + YEAR_S
-    return Verification(directory, verifier=verifier, since=since, content_kept_s=kept_s, now_s=now_s)
+    return Verification(directory, verifier=verifier, since=since, content_kept_s=kept_s, now_s=now_s, quorum=quorum)

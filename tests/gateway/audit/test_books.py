@@ -79,9 +79,10 @@ def found(*leaves):
         [*BEGUN, opened(), released(), closed(107, parting=7)],
         [*BEGUN, opened(accounts=(A,)), Renewed(at_ms=1, answer="a", accounts=(B,)), released(), closed(spent={B: 100})],
         [*BEGUN, opened(), released(), Forfeited(at_ms=1, holder="h", successor="g", cause="x"), closed(spent={A: 0, B: 0})],
+        [started(), granted(**{A: 1000}), granted(**{B: 1000}), opened(), released(), closed()],
         [*BEGUN, opened(), released(), started("g"), granted("late"), closed_lease(returned={A: 850, B: 850}), Recovered(at_ms=1, holder="h")],
     ],
-    ids=["a life", "a tally", "settled twice", "silence", "a window's edge", "forfeited", "recovered"],
+    ids=["a life", "a tally", "settled twice", "silence", "a window's edge", "forfeited", "a lease in two records", "recovered"],
 )  # fmt: skip
 def test_what_a_gateway_does_adds_up(leaves):
     findings, _ = found(*leaves)
@@ -99,6 +100,9 @@ def test_what_a_gateway_does_adds_up(leaves):
         ([*BEGUN, opened(holder="x")], "holder x never began"),
         ([*BEGUN, started()], "holder h begins a second time"),
         ([*BEGUN, granted()], "lease l is granted a second time"),
+        ([started(), granted(**{A: 1000}), granted(**{A: 5, B: 5})], "lease l is granted a second time"),
+        ([started(), started("g"), granted(**{A: 1000}), granted(holder="g", **{B: 5})], "lease l is granted a second time"),
+        ([*BEGUN, closed_lease(), granted(**{"model:x": 5})], "lease l is granted a second time"),
         ([*BEGUN, closed_lease("x")], "lease x is closed by h, which never had it"),
         ([*BEGUN, started("g"), closed_lease(holder="g")], "lease l is closed by g, which never had it"),
         ([*BEGUN, closed_lease(), closed_lease()], "lease l is closed a second time in model:m"),

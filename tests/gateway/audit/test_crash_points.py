@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from gateway.audit import files, log, segments
-from gateway.audit.batch import Batch
+from gateway.audit.batch import Batch, Scribe
 from gateway.audit.frames import CIPHERTEXT, frames
 from gateway.audit.log import SignedLog, scribe
-from gateway.audit.note import Checkpoint, Note, Verifier
+from gateway.audit.note import Checkpoint, Note, Signer, Verifier
 from gateway.audit.sealing import auditor_secret, public_bytes, unseal
 from gateway.audit.segments import first_leaf_in, segments_in
 from gateway.audit.tiled import CHECKPOINT, TileFiles, read_note
@@ -33,6 +33,7 @@ from gateway.ports import AuditFailed
 from gateway.record import Entry, Opened, Stopped
 from policy.rules import Audit, PublicKey
 from tests.gateway.audit.disk import Disk, PowerCut
+from tests.gateway.audit.recorded import verified
 
 SECRETS = [auditor_secret("x25519", bytes([number]) * 32) for number in (1, 2)]
 AUDITORS = tuple(
@@ -42,13 +43,15 @@ AUDITORS = tuple(
     for number, name in enumerate(("ann", "bob"), start=1)
 )
 ROUNDS = 9
-LEAST_OPERATIONS = 250
+REKEYED_IN = {2, 6}
+LEAST_OPERATIONS = 300
 
 
 @dataclass
 class Life:
     """What a process did and was told, and so what must still hold when it is gone."""
 
+    key: Verifier | None = None  # the first one, as an outsider knows it
     submitted: list[Batch] = field(default_factory=list)
     acknowledged: int = 0  # of them
     signed: list[Checkpoint] = field(default_factory=list)
@@ -100,11 +103,15 @@ def entries(number: int) -> list[Entry]:
 
 
 async def live(life: Life, directory: Path, audits: list[SignedLog]) -> None:
-    """Open, append alone and together, sign, forget, close."""
+    """Open, append alone and together, sign, forget, give the log another key, twice, close."""
     audit = opened(directory)
+    life.key = audit.verifier
     audits.append(audit)
     writer = scribe(rules(directory), origin=audit.origin, clock=SystemClock())
     for number in range(ROUNDS):
+        if number in REKEYED_IN:
+            await rekey(life, audit, writer)
+            life.kept(directory)
         (one,) = writer.batches(entries(3 * number))
         (two,) = writer.batches(entries(3 * number + 1))
         (bare,) = writer.batches([Entry(Stopped(at_ms=number, holder="h"))])
@@ -117,6 +124,17 @@ async def live(life: Life, directory: Path, audits: list[SignedLog]) -> None:
             audit._keep_house()
     await audit.close()
     life.kept(directory)
+
+
+async def rekey(life: Life, audit: SignedLog, writer: Scribe) -> None:
+    """As `weir audit rekey` does it; what it puts on the record is the life's like everything else."""
+
+    async def append(entries: list[Entry]) -> None:
+        await life.append(audit, *writer.batches(entries))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "append", append)
+        await audit.rekey()
 
 
 @pytest.fixture(autouse=True)
@@ -172,11 +190,31 @@ async def assert_whole(directory: Path, life: Life, *, where: str) -> None:
     (*before, last) = in_tree(directory, size + 1)
     assert before == lines, where
     assert b'"next"' in last, where
+    assert_one_key_follows_the_other(directory, life.key or audit.verifier, where=where)
 
 
 def in_tree(directory: Path, size: int) -> list[bytes]:
     read = TileFiles(directory / "tree", size)
     return [entry for bundle in range(-(-size // 256)) for entry in read.entries(bundle)]
+
+
+def assert_one_key_follows_the_other(directory: Path, first: Verifier, *, where: str) -> None:
+    """Whoever knows the first key finds nothing wrong with the files, and follows it to the one in force."""
+    verification = verified(directory, verifier=first, kept_s=0)
+    findings = [
+        one for one in verification.findings.all if not one.where.startswith("record ")
+    ]  # which add up to nothing
+    assert findings == [], where
+    assert not any("not finished" in remark for remark in verification.findings.remarks), where
+    assert Signer.parse((directory / "log.key").read_text().strip()).verifier == verified_key(directory), where
+    prepared = directory / "log.key.next"
+    assert not prepared.exists() or Signer.parse(prepared.read_text().strip()).verifier != verified_key(directory), (
+        where
+    )
+
+
+def verified_key(directory: Path) -> Verifier:
+    return Verifier.parse((directory / "log.vkey").read_text().strip())
 
 
 def assert_consistent(directory: Path, kept: list[Checkpoint], *, where: str) -> None:

@@ -112,6 +112,41 @@ async def test_an_outsider_verifies_50_000_entries_of_the_log_that_gateways_writ
     assert len(segments_in(tmp_path / "audit")) > 3
 
 
+async def test_an_outsider_follows_a_log_from_one_key_to_the_next(program, tmp_path):
+    """Whoever has the first key verifies all up to the change, and the change itself; with both keys, or the last, all of it."""
+    audit = SignedLog(Audit(directory=str(tmp_path / "audit")), clock=SystemClock(), metrics=Metrics())
+    tree, kept = tmp_path / "audit" / "tree", []
+
+    async def record(count: int) -> None:
+        await audit.append([Entry(Closed(**CLOSED, at_ms=number)) for number in range(count)])
+        await audit._notary.sign()
+        kept.append(tmp_path / f"{len(kept)}")
+        kept[-1].write_bytes((tree / CHECKPOINT).read_bytes())
+
+    await record(700)
+    await record(100)
+    old = str(audit.verifier)
+    await audit.rekey()
+    new = str(audit.verifier)
+    (closing,) = (tmp_path / "audit" / "epochs").iterdir()
+    for vkey in (old, new):
+        done = verify(program, tree, closing, vkey=vkey)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("801 entries"), "one checkpoint satisfies both"
+    await record(300)
+    await audit.close()
+    done = verify(program, tree, *kept, closing, vkey=f"{old},{new}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1101 entries")
+    assert "4 older checkpoints" in done.stdout
+    done = verify(program, tree, closing, kept[-1], vkey=new)
+    assert done.returncode == 0, done.stderr
+    for vkey, path in ((old, tree / CHECKPOINT), (new, kept[0])):
+        done = verify(program, tree, kept[0], vkey=vkey)
+        assert done.returncode == 1
+        assert f"{path}: note has no verifiable signatures" in done.stderr
+
+
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 513])
 def test_an_outsider_verifies_a_log_of_any_size(program, tmp_path, size):
     write(tmp_path / "log", [size], saved=tmp_path)

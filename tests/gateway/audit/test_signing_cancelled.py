@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from gateway.audit import tiled
-from gateway.audit.notary import TREE, Notary
-from gateway.audit.tiled import TileFiles
+from gateway.audit.notary import Notary
+from gateway.audit.tiled import TREE, TileFiles
 
 
 @pytest.mark.parametrize("workers", [0, 1], ids=["before its thread began", "in the middle of its thread"])

@@ -15,14 +15,16 @@ import pytest
 from gateway.audit import segments
 from gateway.audit.batch import Batch
 from gateway.audit.frames import CIPHERTEXT, HEAD_BYTES, LEAVES, frame, frames, head, later_write
-from gateway.audit.note import Signer, Verifier
+from gateway.audit.keys import closings_in
+from gateway.audit.note import Checkpoint, Note, Signer, Verifier
 from gateway.audit.reading import settled
 from gateway.audit.segments import forget
+from gateway.audit.tiled import read_note
 from gateway.audit.tiles import entries_in, framed
 from gateway.audit.verification import OldCheckpoint
 from gateway.clock import SystemClock
 from gateway.ports import AuditFailed
-from gateway.record import Forfeited, Refusals, Stopped
+from gateway.record import Entry, Forfeited, Refusals, Rekeyed, Stopped
 from tests.gateway.audit.recorded import Recorded, Recorder, opened, sign, verified
 
 FLIPS = 600
@@ -39,13 +41,20 @@ KINDS = {
     "the checkpoint": "tree/checkpoint",
     "the public key": "log.vkey",
     "the private key": "log.key",
+    "the private key that is to follow": "log.key.next",
+    "the end of a key's time": "epochs/*",
 }
-NOT_NEEDED = {"a tile of an earlier size", "the private key"}  # a copy without them is as good
+NOT_NEEDED = {
+    "a tile of an earlier size",
+    "the private key",
+    "the private key that is to follow",
+}  # a copy without them is as good
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Recorded:
-    return Recorded(tmp_path_factory.mktemp("recorded") / "audit")
+    """One key signed its first half, and another the second."""
+    return Recorded(tmp_path_factory.mktemp("recorded") / "audit", rekeyed_at=350)
 
 
 @pytest.fixture
@@ -108,8 +117,14 @@ ACTS = {
 
 def test_a_log_that_nobody_touched_is_in_order(recorded, directory):
     verification = verified(directory, verifier=recorded.verifier, since=recorded.kept)
+    (remark,) = verification.findings.remarks
+    assert verification.findings.all == []
+    assert "the key that you gave was in force up to record 2" in remark
+    assert str(recorded.last_verifier) in remark
+    verification = verified(directory, verifier=recorded.last_verifier, since=recorded.kept)
     assert (verification.findings.all, verification.findings.remarks) == ([], [])
     summary = verification.summary
+    assert summary.keys == 2
     assert summary.records == summary.signed > 5000
     assert (summary.segments, summary.answers, summary.sealed, summary.deleted) == (7, 700, 700, 0)
     assert summary.checkpoints == len(recorded.kept) > 3
@@ -208,12 +223,16 @@ def exchanged(one: Path, other: Path) -> None:
         ("tree/tile/0/003", "tree/tile/entries/003"),
         ("log.key", "log.vkey"),
         ("tree/checkpoint", "log.vkey"),
+        ("tree/checkpoint", "epochs/*"),
+        ("log.key.next", "log.key"),
+        ("log.key.next", "log.vkey"),
     ],
 )
 def test_files_that_were_exchanged_are_found(recorded, directory, one, other):
-    exchanged(directory / one, directory / other)
+    (one_path,), (other_path,) = directory.glob(one), directory.glob(other)
+    exchanged(one_path, other_path)
     found = said(directory, recorded)
-    assert any(str(directory / one) in line or str(directory / other) in line for line in found), found
+    assert any(str(one_path) in line or str(other_path) in line for line in found), found
 
 
 def test_bundles_and_tiles_that_were_changed_together_are_found(recorded, directory):
@@ -228,7 +247,7 @@ def test_bundles_and_tiles_that_were_changed_together_are_found(recorded, direct
     assert any("000" in line and "tile/1" in line for line in found)
 
 
-@pytest.mark.parametrize("name", ["00000009.log", "0000000x.log", "note.txt", "tree/tile/0/022", "tree/tile/0/021.p/9999", "tree/tile/2/000", "tree/extra", "tree/tile/entries/x001/000"])  # fmt: skip
+@pytest.mark.parametrize("name", ["00000009.log", "0000000x.log", "note.txt", "tree/tile/0/022", "tree/tile/0/021.p/9999", "tree/tile/2/000", "tree/extra", "tree/tile/entries/x001/000", "epochs/17", "epochs/017", "epochs/note", "epochs/0"])  # fmt: skip
 def test_a_file_that_does_not_belong_there_is_found(recorded, directory, name):
     path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -320,8 +339,8 @@ def test_another_history_signed_by_the_same_key_is_a_fork(tmp_path, recorded):
         await log.close()
 
     asyncio.run(forge())
-    assert not verified(forged, verifier=recorded.verifier).findings.all
-    (finding,) = verified(forged, verifier=recorded.verifier, since=recorded.kept[:1]).findings.all
+    assert not verified(forged, verifier=recorded.last_verifier).findings.all
+    (finding,) = verified(forged, verifier=recorded.last_verifier, since=recorded.kept[-1:]).findings.all
     assert "there are two logs of one key" in finding.what
     assert finding.where == str(forged / "tree")
 
@@ -438,3 +457,150 @@ def test_the_private_key_of_another_log_is_found(recorded, directory):
     path = directory / "log.key"
     path.write_text(f"{Signer(name=recorded.verifier.name, seed=bytes(32)).skey()}\n")
     assert said(directory, recorded) == [f"{path}: is not the key that this log is signed with"]
+
+
+# A log that has changed its key, and what a thief can do with its disk, or with the key that it had before.
+
+
+def the_end(directory: Path) -> Path:
+    (path,) = (directory / "epochs").iterdir()
+    return path
+
+
+def resigned(path: Path, *signers: Signer) -> None:
+    """The same checkpoint, signed by others."""
+    path.write_bytes(Checkpoint.parse(Note.parse(path.read_bytes()).text).signed(signers).encode())
+
+
+def signer(recorded: Recorded, number: int) -> Signer:
+    return Signer(name=recorded.verifier.name, seed=recorded.seeds[number])
+
+
+def test_without_the_checkpoint_that_ended_its_time_a_key_is_followed_by_none(recorded, directory):
+    path = the_end(directory)
+    path.unlink()
+    found = said(directory, recorded)
+    what = (
+        f"is missing: record {int(path.name) - 1} names the key {recorded.last_verifier} for the log, and nothing shows"
+    )
+    assert any(str(path) in line and what in line for line in found), found
+    assert any("tree/checkpoint: not signed by" in line for line in found), (
+        "to whoever knows the first key, it ended there"
+    )
+
+
+@pytest.mark.parametrize(("left", "said_of_it"), [(0, "the key that follows"), (1, "the key that was in force")])
+def test_a_change_of_key_must_be_signed_by_both(recorded, directory, left, said_of_it):
+    resigned(the_end(directory), signer(recorded, left))
+    found = said(directory, recorded)
+    assert any(str(the_end(directory)) in line and f"must be signed by {said_of_it}" in line for line in found), found
+
+
+def test_a_thief_of_the_disk_cannot_add_a_key(recorded, tmp_path):
+    """He has every file but the private key. He names a key of his own, and signs all that needs signing with it."""
+    other = Recorded(tmp_path / "log", answers=40)
+    directory, thief = other.directory, Signer(name=other.verifier.name, seed=b"thief" + bytes(27))
+    (directory / "log.key").write_text(f"{thief.skey()}\n")
+    resigned(directory / "tree" / "checkpoint", thief)
+
+    async def go_on() -> None:
+        log = opened(directory)
+        leaf = Rekeyed(at_ms=Recorder(log, "h").now(), key=str(thief.verifier), previous=str(other.verifier))
+        await log.append([Entry(leaf)])
+        await sign(log)
+        closed.append(read_note(directory / "tree"))
+        await log.append([Entry(Refusals(at_ms=leaf.at_ms, counts={"over_budget": 1}))])
+        await log.close()
+
+    closed = []
+    asyncio.run(go_on())
+    (closing,) = closed
+    size = Checkpoint.parse(closing.text).size
+    (directory / "epochs").mkdir()
+    (directory / "epochs" / str(size)).write_bytes(closing.encode())
+    (directory / "log.vkey").write_text(f"{thief.verifier}\n")
+    found = [str(finding) for finding in verified(directory, verifier=other.verifier).findings.all]
+    assert found == [
+        f"{directory}/epochs/{size}: must be signed by the key that was in force, and is not: not signed by {other.verifier}"
+    ]
+    without = [str(finding) for finding in verified(directory, verifier=None).findings.all]
+    assert without == found, "not even to an auditor who brings no key"
+
+
+def test_what_the_key_of_an_earlier_time_signs_afterwards_does_not_count(recorded, directory):
+    """As after a break-in: somebody else has the old key, too, but not the new one."""
+    checkpoint = directory / "tree" / "checkpoint"
+    resigned(checkpoint, signer(recorded, 0))
+    size, end = Checkpoint.parse(Note.parse(checkpoint.read_bytes()).text).size, the_end(directory).name
+    found = said(directory, recorded)
+    assert found == [
+        f"{checkpoint}: not signed by {recorded.last_verifier}: of {size} records, it is by {recorded.verifier}, which was in"
+        f" force from 0 to {end}"
+    ]
+    kept = [OldCheckpoint(name="kept", data=checkpoint.read_bytes())]
+    assert any("kept: not signed by" in str(one) for one in verified(directory, verifier=None, since=kept).findings.all)
+
+
+def test_a_checkpoint_of_the_first_time_must_not_be_signed_by_the_second_key(recorded, directory):
+    data = Checkpoint.parse(Note.parse(recorded.kept[0].data).text).signed([signer(recorded, 1)]).encode()
+    kept = [OldCheckpoint(name="kept", data=data)]
+    (finding,) = verified(directory, verifier=recorded.verifier, since=kept).findings.all
+    assert finding.where == "kept"
+    assert f"it is by {recorded.last_verifier}, which was in force from {the_end(directory).name} on" in finding.what
+
+
+def test_a_change_of_key_that_was_put_elsewhere_is_found(recorded, directory):
+    path = the_end(directory)
+    size = int(path.name)
+    path.rename(path.with_name(str(size - 1)))
+    found = said(directory, recorded)
+    assert any(f"epochs/{size - 1}: shows no change of the log's key" in line for line in found), found
+    assert any(f"epochs/{size}: is missing" in line for line in found), found
+
+
+def test_a_key_whose_predecessor_was_not_in_force_is_found(tmp_path):
+    """Two changes, and the first one is taken away, with the first key's time."""
+    other = Recorded(tmp_path / "log", answers=20, rekeyed_at=10)
+
+    async def again() -> None:
+        log = opened(other.directory)
+        await log.rekey()
+        await log.rekey()
+        await log.close()
+
+    asyncio.run(again())
+    assert not verified(other.directory, verifier=other.verifier).findings.all
+    assert verified(other.directory, verifier=other.verifier).summary.keys == 4
+    paths = closings_in(other.directory)
+    paths[1].unlink()
+    found = [str(finding) for finding in verified(other.directory, verifier=other.verifier).findings.all]
+    assert any(f"{paths[2]}: ends the time of the key" in line and "was in force" in line for line in found), found
+    assert any(f"{paths[1]}: is missing" in line for line in found), found
+
+
+def test_files_of_a_change_that_a_crash_left_unfinished_are_said_and_are_no_fault(tmp_path):
+    """Before the last two writes: the public key is the new one, the private one is not."""
+    other = Recorded(tmp_path / "log", answers=20)
+    old = (other.directory / "log.key").read_bytes()
+
+    async def change() -> None:
+        log = opened(other.directory)
+        await log.rekey()
+        await log.close()
+
+    asyncio.run(change())
+    (other.directory / "log.key").rename(other.directory / "log.key.next")
+    (other.directory / "log.key").write_bytes(old)
+    (other.directory / "epochs" / "5.new").write_bytes(b"half")
+    verification = verified(other.directory, verifier=other.verifier)
+    assert verification.findings.all == []
+    assert any("log.key: the change to the key" in remark for remark in verification.findings.remarks)
+    assert any("epochs/5.new: left by a crash" in remark for remark in verification.findings.remarks)
+    (other.directory / "log.vkey").write_text(f"{other.verifier}\n")
+    (remark, *_) = [
+        one for one in verified(other.directory, verifier=other.verifier).findings.remarks if "log.vkey" in one
+    ]
+    assert "is not finished: start the gateway" in remark
+    asyncio.run(opened(other.directory).close())
+    assert not (other.directory / "log.key.next").exists()
+    assert verified(other.directory, verifier=other.verifier).findings.all == []

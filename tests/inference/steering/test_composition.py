@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference.limits import TREATMENTS_KEPT_MAX
+from inference.model import Span
 from inference.steering import operations as o
 from inference.steering.applied import Applied
 from inference.steering.points import Point, Site
 from inference.steering.spec import SpecError
 from inference.steering.table import SteeredSpan, SteeringTable
-from tests.inference.steering.world import CPU, World, random_tensor
+from tests.inference.steering.world import CPU, World, random_tensor, tiny_model
 
 ADD = {"id": "b", "op": "add", "scale": 2.0}
 ABLATE = {"id": "a", "op": "ablate", "point": "block_output", "layers": [1]}
@@ -136,3 +138,36 @@ def test_all_writes_is_every_place_that_the_residual_stream_is_written_or_read(t
     assert set(program.steps) == {Site(layer, point) for layer in range(3) for point in points}
     narrower = tiny.compiled({"id": "two", "op": "ablate"})  # a direction for each of its layers
     assert set(narrower.steps) == {Site(layer, point) for layer in (0, 2) for point in points}
+
+
+def test_a_model_in_bfloat16_steers_its_rows_and_leaves_the_others_to_the_bit(tiny: World, tiny_config, forward):
+    world = World(tiny_model(tiny_config, dtype=torch.bfloat16), tiny.shelf)
+    programs = [None, world.compiled(ADD), world.compiled({"id": "a", "op": "ablate"}), None, world.compiled(CAP, ADD)]
+
+    def logits(steerings) -> torch.Tensor:
+        caches = [world.cache(4) for _ in steerings]
+        spans = [
+            SteeredSpan(token_ids=(50 + i, 3), start=0, prompt_tokens=2, steering=steering, applied=Applied())
+            for i, steering in enumerate(steerings)
+        ]
+        table = SteeringTable(spans, device=CPU)
+        ids = torch.tensor([token_id for span in spans for token_id in span.token_ids])
+        return world.model.logits(ids, [Span(cache, 2) for cache in caches], steering=table or None)
+
+    plain, steered = logits([None] * 5), logits(programs)
+    for row, program in enumerate(programs):
+        assert torch.equal(steered[row], plain[row]) is (program is None)
+    nothing, _ = forward(world, [4, 5, 6], world.compiled(ADD | {"scale": 0.0}))
+    assert torch.equal(nothing, forward(world, [4, 5, 6], None)[0])
+
+
+def test_a_request_with_very_many_ways_to_pick_a_token_remembers_a_bounded_number(tiny: World, forward):
+    """Eight selectors whose picks differ for every token: as many treatments as tokens, but not as many kept."""
+    uses = [ADD | {"apply": {"prompt": {"positions": [i for i in range(200) if i >> bit & 1]}}} for bit in range(8)]
+    program = tiny.compiled(*uses)
+    ids = [3 + i % 90 for i in range(200)]
+    _, applied = forward(tiny, ids, program)
+    assert applied.prompt_tokens == 199  # all but the first, which no selector has
+    assert len(program.treatments) <= TREATMENTS_KEPT_MAX
+    whole = forward(tiny, ids, program)[0]
+    assert float((whole - forward(tiny, ids, program, pieces=[1] * 200)[0]).abs().max()) < 1e-3

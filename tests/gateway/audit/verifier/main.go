@@ -1,8 +1,8 @@
 // Verifies a log's directory with golang.org/x/mod/sumdb/note and sumdb/tlog, which this project did not write.
 //
-//	verifier DIRECTORY VKEY [OLD-CHECKPOINT...]
+//	verifier DIRECTORY VKEY[,VKEY...] [OLD-CHECKPOINT...]
 //
-// The directory's checkpoint must be signed by VKEY; the tree made of all entries must have its root; every tile, full or
+// The directory's checkpoint must be signed by VKEY, or by one of several if the log has changed its key; the tree made of all entries must have its root; every tile, full or
 // partial, must hold that tree's hashes; random leaves must be proven from the tiles; and every older checkpoint must be
 // signed and proven to be the beginning of the tree. Exits with 1 and says what is wrong and where.
 package main
@@ -31,7 +31,7 @@ const (
 
 func main() {
 	if len(os.Args) < 3 {
-		fmt.Fprintln(os.Stderr, "usage: verifier DIRECTORY VKEY [OLD-CHECKPOINT...]")
+		fmt.Fprintln(os.Stderr, "usage: verifier DIRECTORY VKEY[,VKEY...] [OLD-CHECKPOINT...]")
 		os.Exit(2)
 	}
 	summary, err := verify(os.Args[1], os.Args[2], os.Args[3:])
@@ -42,12 +42,16 @@ func main() {
 	fmt.Println(summary)
 }
 
-func verify(dir, vkey string, old []string) (string, error) {
-	verifier, err := note.NewVerifier(vkey)
-	if err != nil {
-		return "", err
+func verify(dir, vkeys string, old []string) (string, error) {
+	var verifiers []note.Verifier
+	for _, vkey := range strings.Split(vkeys, ",") {
+		verifier, err := note.NewVerifier(vkey)
+		if err != nil {
+			return "", err
+		}
+		verifiers = append(verifiers, verifier)
 	}
-	tree, err := checkpoint(filepath.Join(dir, "checkpoint"), verifier)
+	tree, err := checkpoint(filepath.Join(dir, "checkpoint"), verifiers)
 	if err != nil {
 		return "", err
 	}
@@ -72,7 +76,7 @@ func verify(dir, vkey string, old []string) (string, error) {
 		}
 	}
 	for _, path := range old {
-		before, err := checkpoint(path, verifier)
+		before, err := checkpoint(path, verifiers)
 		if err != nil {
 			return "", err
 		}
@@ -88,18 +92,18 @@ func verify(dir, vkey string, old []string) (string, error) {
 }
 
 // checkpoint reads a signed tree head: origin, size and root, each on a line.
-func checkpoint(path string, verifier note.Verifier) (tlog.Tree, error) {
+func checkpoint(path string, verifiers []note.Verifier) (tlog.Tree, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return tlog.Tree{}, err
 	}
-	signed, err := note.Open(data, note.VerifierList(verifier))
+	signed, err := note.Open(data, note.VerifierList(verifiers...))
 	if err != nil {
 		return tlog.Tree{}, fmt.Errorf("%s: %w", path, err)
 	}
 	lines := strings.Split(signed.Text, "\n")
-	if len(lines) < 4 || lines[0] != verifier.Name() {
-		return tlog.Tree{}, fmt.Errorf("%s: not a checkpoint of %s", path, verifier.Name())
+	if len(lines) < 4 || lines[0] != signed.Sigs[0].Name {
+		return tlog.Tree{}, fmt.Errorf("%s: not a checkpoint of %s", path, signed.Sigs[0].Name)
 	}
 	size, err := strconv.ParseInt(lines[1], 10, 64)
 	if err != nil {
