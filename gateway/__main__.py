@@ -36,8 +36,7 @@ examples:
   weir ledger show               look at the accounts and leases behind them
   weir audit verify ./var/audit  verify the log of everything that left
   weir licence show              who signed the operating licence, and how long it lasts
-  weir steer try mood "Hello" --scale 1
-                                 ask the plain model and the steered one side by side
+  weir steer try mood "Hello"    ask the plain model and the steered one side by side
   weir keys new-tenant acme      make an API key and the lines of policy that admit it
 
 exit status: 0 done, 1 failed, 2 wrong usage, 78 the policy has mistakes"""

@@ -6,11 +6,10 @@ import argparse
 import secrets
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
@@ -103,21 +102,7 @@ def _try(arguments: argparse.Namespace, terminal: Terminal) -> int:
     seed = _seed(arguments, server)
     path, body = _request(arguments, server.model, seed)
 
-    def ask(side: Side) -> None:
-        steering = {} if side.steering is None else {"steering": side.steering}
-        for event in server.events(path, {**body, **steering}):
-            side.take(event)
-
-    with ThreadPoolExecutor(len(sides)) as pool:
-        asked = [pool.submit(ask, side) for side in sides]
-        with Live(console=terminal.out, auto_refresh=False) as live:
-            while not all(one.done() for one in asked):
-                if not terminal.as_json and terminal.out.is_terminal:
-                    live.update(_columns(sides), refresh=True)
-                threading.Event().wait(1 / LOOKS_PER_S)
-            live.update("")
-        for one in asked:
-            one.result()
+    _ask_all(server, path, body, sides, terminal)
     document = {
         "model": server.model,
         "prompt": arguments.prompt,
@@ -125,8 +110,32 @@ def _try(arguments: argparse.Namespace, terminal: Terminal) -> int:
         "seed": seed,
         "answers": [side.document() for side in sides],
     }
-    terminal.show(document, _columns(sides), Group(*_remarks(arguments, sides, seed)))
+    terminal.show(document, _columns(sides), *_remarks(arguments, sides, seed))
     return 0
+
+
+def _ask_all(server: Server, path: str, body: dict[str, Any], sides: Sequence[Side], terminal: Terminal) -> None:
+    """All sides at once; whoever watches a terminal sees them write. Raises what the first of them to fail raised."""
+    enough = threading.Event()
+
+    def ask(side: Side) -> None:
+        steering = {} if side.steering is None else {"steering": side.steering}
+        for event in server.events(path, {**body, **steering}):
+            side.take(event)
+            if enough.is_set():  # hanging up is how an answer is cancelled
+                return
+
+    with ThreadPoolExecutor(len(sides)) as pool:
+        asked = [pool.submit(ask, side) for side in sides]
+        try:
+            if terminal.out.is_terminal and not terminal.as_json:
+                with Live(console=terminal.out, auto_refresh=False, transient=True) as live:
+                    while wait(asked, timeout=1 / LOOKS_PER_S).not_done:
+                        live.update(_columns(sides), refresh=True)
+            for one in asked:
+                one.result()
+        finally:
+            enough.set()
 
 
 def _steered(arguments: argparse.Namespace) -> list[Side]:
@@ -142,7 +151,7 @@ def _steered(arguments: argparse.Namespace) -> list[Side]:
     sides = []
     for scale in scales:
         scaled = use if scale is None else {**use, "scale": scale}
-        title = f"{use['op']} {use['id']}" + ("" if scale is None else f" × {scale:g}")
+        title = f"{use['op']} {use['id']}" + ("" if scale is None else f" × {scale:g}".replace("-", "−"))
         sides.append(Side(title=title, scale=scale, steering={"vectors": [scaled]}))
     return sides
 
