@@ -22,6 +22,7 @@ def store(client):
         scaled = {layer: values * (20 + layer) / values.norm() for layer in (10, 12)}
         client.service.store.add(direction(id=name, values=scaled, metadata={"model_digest": None}))
     client.service.store.add(example(Kind.SAE, id="features"))
+    client.service.store.add(example(Kind.POSITIONAL, id="places"))
     return client.service.store
 
 
@@ -262,6 +263,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"features": feature(steering_vector=[1.0])}, "features[0].steering_vector"),
     ({"features": feature(model="gpt2-small")}, "features[0].model"),
     ({"features": feature(source="9-res-jb")}, "features[0].source"),
+    ({"features": feature(source="places")}, "features[0].source"),
     ({"features": feature(index=3)}, "features[0].index"),
     ({"features": feature(source="features", index=99)}, "features[0].index"),
     ({"features": feature(strength=51)}, "features[0].strength"),
@@ -319,6 +321,7 @@ async def test_control_vectors_apply_to_requests_that_say_nothing_of_steering(cl
     [
         ([{"id": "none", "scale": 0}], "[0].id", "unknown_vector"),
         ([{"id": "mood", "scale": 1}, {"id": "features", "scale": 1}], "[1].id", "wrong_kind"),
+        ([{"id": "places", "scale": 1}], "[0].id", "wrong_kind"),
         ([{"id": "mood", "scale": 101}], "[0].scale", "bad_scale"),
         ([{"id": "mood", "scale": 1, "layer_start": 3}], "[0].layer_start", "unknown_field"),
         ([{"id": 0, "scale": 1}], "[0].id", "invalid_value"),

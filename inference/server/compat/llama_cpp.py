@@ -49,6 +49,11 @@ async def set_control_vectors(request: web.Request) -> web.Response:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
     if len({one.id for one in wanted}) < len(wanted):
         raise bad_request("each control vector once", param="id")
+    for index, one in enumerate(wanted):
+        stored = service.store.get(one.id)
+        if stored is not None and stored.kind is not Kind.DIRECTION:
+            message = f"{one.id!r} is a {stored.kind.value}, not a direction"
+            raise bad_request(message, param=f"[{index}].id", code="wrong_kind")
     translation = translate(wanted)
     try:  # against the base model, of whose size all others are
         loaded = service.loaded
