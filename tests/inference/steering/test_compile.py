@@ -89,7 +89,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"op": "sae", "id": "relu", "params": {"feature": -1, "mode": "add"}}, "bad_feature", "params.feature"),
     ({"op": "sae", "id": "relu", "params": {"feature": 1, "mode": "mute"}}, "bad_params", "params.mode"),
     ({"op": "sae", "id": "dead", "params": {"feature": 5, "mode": "add"}}, "bad_feature", "params.feature"),
-    ({"op": "sae", "id": "dead", "scale": 2.0, "params": {"feature": 5, "mode": "pin"}}, "bad_feature", "params.feature"),
+    (
+        {"op": "sae", "id": "dead", "scale": 2.0, "params": {"feature": 5, "mode": "pin"}},
+        "bad_feature",
+        "params.feature",
+    ),
     ({"op": "sae", "id": "relu"}, "bad_params", "params"),
     ({"apply": {"prompt": {}}}, "bad_selector", "apply.prompt"),
     ({"apply": {"prompt": {"tokens": []}}}, "bad_selector", "apply.prompt"),
