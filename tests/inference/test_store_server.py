@@ -85,6 +85,16 @@ async def test_a_file_that_cannot_be_right_is_refused_and_nothing_is_stored(clie
     assert client.service.imports._value == 2  # every place is free again
 
 
+async def test_a_list_can_be_asked_for_by_the_beginning_of_its_ids(client):
+    for vector_id in ("ab-x", "ab-y", "abc"):
+        client.service.store.add(example(Kind.DIRECTION, id=vector_id))
+    _, listed = await client.call("GET", f"{VECTORS}?prefix=ab-")
+    assert [one["id"] for one in listed["data"]] == ["ab-x", "ab-y"]
+    assert len((await client.call("GET", VECTORS))[1]["data"]) == 3
+    status, error = await client.call("GET", f"{VECTORS}?prefixes=ab-")
+    assert (status, error["error"]["param"]) == (400, "prefixes")
+
+
 async def test_a_file_above_the_cap_is_refused_announced_or_not(client):
     async def endless():
         for _ in range(IMPORT_BYTES_MAX // (1 << 20) + 2):

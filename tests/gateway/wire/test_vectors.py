@@ -204,6 +204,8 @@ def test_questions_are_asked_in_the_tenants_own_space_and_lists_are_sorted_out_h
     assert vector_call("calm", RULES, tenant="acme").upstream_path == "/v1/steering/vectors/" + upstream_handle(
         "acme", "calm"
     )
-    assert list_call("vectors", RULES, tenant="acme").upstream_path == "/v1/steering/vectors"
+    assert list_call("vectors", RULES, tenant="acme").upstream_path == "/v1/steering/vectors?prefix=" + upstream_handle(
+        "acme", ""
+    )
     assert list_call("models", RULES, tenant="acme").upstream_path == "/v1/models"
     assert all(list_call(sort, RULES, tenant="acme").stateful for sort in ("vectors", "models"))
