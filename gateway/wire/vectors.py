@@ -22,6 +22,7 @@ from policy.limits import (
     COMBINED_VECTORS_MAX,
     STEERING_LAYER_MAX,
     STEERING_SCALE_MAX,
+    VECTOR_BODY_BYTES_MAX,
     VECTORS_BODY_BYTES_MAX,
     VECTORS_LISTED_MAX,
     WIRE_BASE_BYTES,
@@ -186,7 +187,7 @@ class VectorDecoder(_Collector):
     """One vector as numbers: its kind, its layers."""
 
     def __init__(self) -> None:
-        super().__init__(body_bytes_max=VECTORS_BODY_BYTES_MAX // VECTORS_LISTED_MAX)
+        super().__init__(body_bytes_max=VECTOR_BODY_BYTES_MAX)
 
     def eof(self) -> Iterator[Event]:
         """Raises `Malformed`."""

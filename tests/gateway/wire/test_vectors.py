@@ -136,6 +136,15 @@ def test_what_is_no_list_of_vectors_is_malformed(body):
         decode(HandlesDecoder("vectors", tenant="acme"), body)
 
 
+def test_a_vector_with_figures_for_very_many_layers_is_read():
+    figures = {"norm": 1 / 3, "residual_norm": 100 / 3, "mean_pairwise_cosine": 1 / 7, "d_prime": 5 / 3}
+    vector = {"kind": "direction", "layers": [3], "layer_figures": [{"layer": at, **figures} for at in range(256)]}
+    [numbers, _] = decode(VectorDecoder(), vector)
+    assert isinstance(numbers, Numbers)
+    with pytest.raises(Malformed):
+        decode(VectorDecoder(), {**vector, "more": "x" * 2**18})
+
+
 def test_a_list_is_bounded():
     rows = listed({f"v{at}": {"kind": "direction", "layers": [1]} for at in range(VECTORS_LISTED_MAX + 1)})
     decode(HandlesDecoder("vectors", tenant="acme"), {"data": rows[1:]})
