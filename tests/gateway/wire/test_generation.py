@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
 from gateway.wire.steering_report import steering_body
+from inference.steering.table import DOSE_MAX
 from policy.canonical import Finish, Malformed, Numbers, ReasoningDelta, TextDelta, TokenIds, ToolCallDelta, UsageReport
 from policy.limits import EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage
@@ -181,6 +182,12 @@ def test_steering_statistics_become_integers_and_are_rendered_from_them():
         "applied": {"prompt_tokens": 1, "generated_tokens": 2, "layers": [0, 3]},
         "relative_dose": 0.123,
     }
+
+
+def test_a_dose_as_large_as_our_own_server_says_one_can_be_is_no_fault():
+    report = STEERING | {"relative_dose": DOSE_MAX}
+    events, fault = read(stream({**chunk("stop"), "steering": report}), heeded=STEERED)
+    assert (events[0], fault) == (Numbers((1, 2, 0b1001, 10**12)), None)
 
 
 BROKEN = [
