@@ -153,7 +153,6 @@ class Model:
     embeddings: Literal["refuse", "int8", "binary"] = field(default="refuse", metadata=LATER)
     dimensions: int | None = field(default=None, metadata=LATER)  # None: the backend chooses, and is charged for it
     record_token_ids: bool = False
-    cache_salt: bool = field(default=False, metadata=LATER)  # the backend takes one, to keep tenants' prompts apart
     answer_tokens_max: int = ANSWER_TOKENS_MAX
     answer_tokens_default: int = ANSWER_TOKENS_DEFAULT
     timeouts: Timeouts = field(default_factory=Timeouts)

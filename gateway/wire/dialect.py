@@ -67,7 +67,6 @@ class ModelRules:
     name: str
     usage: bool  # whether token counts are released (and priced)
     usage_claimed: bool = True  # whether they are the backend's; else the gateway counts
-    cache_salt: bool = False  # whether it is told whose prompt it is, so as to use no other tenant's cached prefixes
     token_ids: bool  # whether the backend is asked for the sampled ids, for the record
     tokens_max: int
     tokens_default: int

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.dialect import ModelRules
-from gateway.wire.handles import cache_salt, upstream_handle
+from gateway.wire.handles import upstream_handle
 from gateway.wire.steering_spec import Steering, fingerprint_of, in_space
 from policy.limits import (
     ANSWER_BYTES_MAX,
@@ -186,8 +186,6 @@ def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRu
         fields["stream_options"] = {"include_usage": True}
     if rules.token_ids:
         fields["return_token_ids"] = True
-    if rules.cache_salt:
-        fields["cache_salt"] = cache_salt(tenant)
     steering = in_space(request.steering, tenant=tenant)
     if steering is not None:
         fields["steering"] = steering

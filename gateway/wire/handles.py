@@ -26,11 +26,6 @@ def own_handle(tenant: str, name: str) -> str | None:
     return handle if handle != name and _HANDLE.fullmatch(handle) else None
 
 
-def cache_salt(tenant: str) -> str:
-    """What a backend that caches prompts keys a tenant's with: how fast an answer begins tells nobody what others asked."""
-    return hashlib.sha256(f"cache {tenant}".encode()).hexdigest()[:32]
-
-
 def model_mark(model: str) -> str:
     """Eight hex digits that lead from a job id back to its model."""
     return hashlib.sha256(model.encode()).hexdigest()[:8]

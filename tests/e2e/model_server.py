@@ -54,7 +54,6 @@ def model_policy(upstream: str, model: Path, directory: Path) -> dict[str, Any]:
     rule["weights"] = {"file": str(model / "model.safetensors")}
     rule["budgets"] = [{"window": "lifetime", "fraction": "50%"}, {"window": "10y", "time_to_theft": "30y"}]
     rule["record_token_ids"] = True
-    rule["cache_salt"] = True
     rules["models"][MODEL] = rule
     for tenant in rules["tenants"].values():
         tenant["models"] = [MODEL]

@@ -1,7 +1,6 @@
 """What a client may ask, field by field, and what of it reaches a backend."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -61,20 +60,6 @@ def test_the_least_request_becomes_a_call_with_the_gateways_own_seed_and_limit(d
     assert fields["max_tokens"] == 512
     assert fields["model"] == "m"
     assert fields["stream"] is False
-
-
-@both
-def test_each_tenants_prompts_are_salted_with_its_own_where_the_policy_says_that_the_backend_can(dialect):
-    salting = replace(RULES, cache_salt=True)
-
-    def salt(tenant):
-        return json.loads(dialect.sanitise(parse(dialect, {}), salting, IDENTITY, tenant=tenant).upstream_body)[
-            "cache_salt"
-        ]
-
-    assert salt("acme") == salt("acme") != salt("other")
-    assert 1 <= len(salt("acme")) <= 128
-    assert "cache_salt" not in sent(dialect, {})
 
 
 @both
