@@ -48,7 +48,8 @@ JOB_EVENTS_BYTES_MAX = 4 * 1024 * 1024  # a stream of them: a backend may say ev
 RESULT_LAYERS_MAX = 1024  # of an extraction: one for each block
 RESULT_CANDIDATES_MAX = 1024  # of a selection: 128 blocks at 8 positions, each judged by passes of the model
 VECTORS_LISTED_MAX = 1024  # of one tenant at one model; their handles are charged raw
-VECTORS_BODY_BYTES_MAX = 16 * 1024 * 1024  # a backend lists the vectors of all tenants, about 1 KB each
+VECTORS_BODY_BYTES_MAX = 16 * 1024 * 1024  # 1,024 vectors of one tenant with figures for 100 layers each
+VECTOR_BODY_BYTES_MAX = 128 * 1024  # one of them: figures for 256 layers take 40 KB, our own server keeps 64 KB at most
 EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest in use have 4096
 
 # What leaves.
