@@ -1,6 +1,7 @@
 """`make overload`: twice as many users as a gateway has room for. It refuses fast, and whom it admits notices nothing."""
 
 import argparse
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ async def overload(place: Place, arguments: argparse.Namespace, *, capacity: int
     for _ in range(arguments.rounds):
         await crowd.population(quiet, users=int(capacity * ROOM), seconds=arguments.seconds)
         await crowd.population(crowded, users=2 * capacity, seconds=arguments.seconds)
-    after = await at_rest(place)
+    after = await asyncio.to_thread(at_rest, place)
     crowd.close()
     reached = quiet.total + crowded.total - quiet.ends[End.REFUSED] - crowded.ends[End.REFUSED]
     asked_upstream = place.said()["requests"]

@@ -143,7 +143,12 @@ def started(wanted: Wanted, *, backend_port: int | None = None) -> Iterator[Plac
 
 def policy(wanted: Wanted, place: Place, site: Site) -> dict[str, object]:
     """Everything on that costs something: two auditors, zstd settlement, a budget for every tenant."""
-    timeouts = {"first_byte": f"{wanted.first_byte_s:g}s", "idle": f"{wanted.idle_s:g}s", "total": "600s"}
+    timeouts = {
+        "connect": "1s",
+        "first_byte": f"{wanted.first_byte_s:g}s",
+        "idle": f"{wanted.idle_s:g}s",
+        "total": "600s",
+    }
     return {
         "listen": f"127.0.0.1:{place.port}",
         "admin": f"127.0.0.1:{place.admin_port}",

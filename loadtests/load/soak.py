@@ -81,7 +81,7 @@ async def soak(place: Place, arguments: argparse.Namespace) -> int:
     await crowd.offered(tally, rate_per_s=rate_per_s, seconds=arguments.seconds)
     reading.cancel()
     elapsed_s, cpu_s = time.monotonic() - start_s, place.cpu_s() - cpu_before_s
-    after = await at_rest(place)
+    after = await asyncio.to_thread(at_rest, place)
     crowd.close()
     memory = trend(readings.memory_mib, unit="MiB", part=MEMORY_PART, least=arguments.memory_mib)
     descriptors = trend(readings.descriptors, unit="open", part=DESCRIPTORS_PART, least=DESCRIPTORS)
@@ -103,7 +103,7 @@ async def soak(place: Place, arguments: argparse.Namespace) -> int:
         Check(
             name="every answer is whole and right", ok=good == tally.total, found=tally.worst() or f"{good:,} answers"
         ),
-        *same_bytes(tally, place.said(), after),
+        *same_bytes(place, after, text_bytes=tally.text_bytes, argument_bytes=tally.argument_bytes),
         Check(name="memory is flat", ok=memory.flat, found=memory.text()),
         Check(name="descriptors are flat", ok=descriptors.flat, found=descriptors.text()),
         *nothing_left_open(place, after),

@@ -1,13 +1,11 @@
 """What a run of load must have shown, as a table of checks, and the checks that every run makes at its end."""
 
-import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loadtests.load.crowd import Tally
 from loadtests.load.site import Gauges, Place
 
 SETTLED_S_MAX = 30.0  # after the last answer: settlement, leases and the log come to rest
@@ -23,18 +21,18 @@ class Check:
     found: str
 
 
-async def at_rest(place: Place) -> Gauges:
+def at_rest(place: Place) -> Gauges:
     """The gateway's metrics when nothing is open or waiting any more, or when it took too long to come to that."""
     deadline_s = time.monotonic() + SETTLED_S_MAX
     while True:
-        gauges = await asyncio.to_thread(place.gauges)
+        gauges = place.gauges()
         if time.monotonic() > deadline_s or not (
             gauges.total("weir_answers_in_flight")
             or gauges.total("weir_budget_reserved_bits")
             or gauges.total("weir_settle_backlog_answers")
         ):
             return gauges
-        await asyncio.sleep(0.2)
+        time.sleep(0.2)
 
 
 def nothing_left_open(place: Place, gauges: Gauges) -> list[Check]:
@@ -49,21 +47,21 @@ def nothing_left_open(place: Place, gauges: Gauges) -> list[Check]:
     return [Check(name="nothing is left open", ok=not any(left.values()), found=found)]
 
 
-def same_bytes(tally: Tally, said: Mapping[str, int], gauges: Gauges) -> list[Check]:
+def same_bytes(place: Place, gauges: Gauges, *, text_bytes: int, argument_bytes: int) -> list[Check]:
     """Upstream, gateway and clients have counted the same, where nothing was cut: no byte lost, none twice."""
-    words = (said["whole_text_bytes"], int(gauges.total("weir_released_text_bytes_total")), tally.text_bytes)
-    arguments = (said["whole_argument_bytes"], tally.argument_bytes)
+    said = place.said()
+    words = (said["whole_text_bytes"], int(gauges.total("weir_released_text_bytes_total")), text_bytes)
+    arguments = (said["whole_argument_bytes"], argument_bytes)
     return [
         Check(name="asked once each", ok=said["repeated"] == 0, found=f"{said['repeated']} asked again"),
-        Check(
-            name="bytes said = released = heard",
-            ok=len(set(words)) == 1,
-            found=" = ".join(f"{count:,}" for count in words) if len(set(words)) == 1 else f"{words}",
-        ),
-        Check(
-            name="tool bytes said = heard", ok=len(set(arguments)) == 1, found=f"{arguments[0]:,} = {arguments[1]:,}"
-        ),
+        Check(name="bytes said = released = heard", ok=len(set(words)) == 1, found=counts(words)),
+        Check(name="tool bytes said = heard", ok=len(set(arguments)) == 1, found=counts(arguments)),
     ]
+
+
+def counts(numbers: Sequence[int]) -> str:
+    """For a table."""
+    return (" = " if len(set(numbers)) == 1 else " / ").join(f"{number:,}" for number in numbers)
 
 
 def books_in_order(place: Place) -> list[Check]:
