@@ -5,11 +5,15 @@ It sits on loopback in the process of the run. Each request that goes through dr
 
 import asyncio
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import cast
+
+LINGER_NOT = struct.pack("ii", 1, 0)  # on, for no time: closing sends RST instead of FIN (socket(7))
 
 
 class Harm(Enum):
@@ -138,6 +142,10 @@ class _Back(asyncio.Protocol):
         self._front.transport.write(data[: self._room])
         rest = data[self._room :]
         if self._harm is Harm.RESET:
+            connection = self._front.transport.get_extra_info("socket")
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT
+            )  # or else it ends as if all were well
             self._front.transport.abort()
         elif self._harm is Harm.HANG_UP:
             self._front.transport.close()

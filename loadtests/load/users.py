@@ -137,9 +137,8 @@ class Asking(FastHttpUser):
 
     def _refused(self, response: Any) -> None:
         """A row of its own for each status and code."""
-        body = response.stream.read() if response.stream is not None else b""
         try:
-            code = str(json.loads(body)["error"]["code"])
+            code = str(json.loads(response.content or b"")["error"]["code"])
         except (ValueError, LookupError, TypeError):
             code = "?"
         if response.status_code in REFUSALS:
