@@ -15,6 +15,7 @@ STEERING_LAYER_MAX = 1023  # no model has as many blocks; a set of layers is one
 STEERING_SCALE_MAX = 1e4  # coherence ends at a relative dose near 2; vectors may be of any norm
 STEERING_VALUE_MAX = 1e6  # projections, thresholds, degrees: residuals stay below 1e5
 STEERING_PLACES_MAX = 4096  # tokens, positions or windows of one selector
+STEERING_ANSWER_TOKENS_MAX = 131_072  # where "from the k-th token on" ends: Weir's model server has no longer context
 STEERING_POSITION_MAX = 2**31 - 1  # either way; longer contexts do not exist
 TOKEN_ID_MAX = 2**31 - 1
 ORTHOGONAL_VECTORS_MAX = 16  # directions taken out of a model at once
