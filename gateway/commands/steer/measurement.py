@@ -73,6 +73,6 @@ def _vector(server: Server, name: str) -> dict[str, Any]:
 def _datasets(server: Server, requests: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the server says of the datasets that were used; of a gateway's, their names."""
     names = {request["dataset"] for request in requests.values() if request.get("dataset")}
-    if server.is_gateway:
+    if server.is_gateway or not names:
         return [{"id": name} for name in sorted(names)]
     return [one for one in server.get("/v1/steering/datasets")["data"] if one["id"] in names]

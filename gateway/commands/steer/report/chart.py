@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 46
 TICKS_WANTED = 5
 X_TICKS_MAX = 11
+SPAN_MIN = 1e-9  # numbers nearer to each other than this are one: float64 has 16 digits, and ticks are rounded to 12
 POINT_RADIUS, HIT_RADIUS = 4, 11
 
 Points = Sequence[tuple[float, float]]
@@ -79,7 +80,7 @@ def fixed_text(value: float | None, places: int = 3) -> str:
 
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers, from at or below `low` to at or above `high`."""
-    if high <= low:
+    if high - low <= SPAN_MIN * max(1.0, abs(low), abs(high)):
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / TICKS_WANTED
     power = 10.0 ** math.floor(math.log10(rough))
@@ -113,7 +114,8 @@ def _frame(chart: Chart) -> _Frame:
     ys += [y for _, *pair in chart.band for y in pair]
     if chart.has_zero:
         ys.append(0.0)
-    room = (max(xs) - min(xs)) * 0.03 or 0.5
+    span = max(xs) - min(xs)
+    room = 0.03 * span if span > SPAN_MIN else 0.5
     return _Frame(x_low=min(xs) - room, x_high=max(xs) + room, y_ticks=ticks(min(ys), max(ys)))
 
 

@@ -36,7 +36,7 @@ figcaption b { color: var(--ink); font-size: 1rem; font-weight: 600; }
 .legend svg { width: 22px; height: 8px; vertical-align: middle; margin-right: 0.4rem; }
 figure > svg { display: block; width: 100%; height: auto; margin-top: 0.5rem; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
-svg .tick { font-variant-numeric: tabular-nums; }
+svg .tick { font-variant-numeric: tabular-nums; } svg .axis { font-weight: 500; }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 .grid { stroke: var(--grid); } .base { stroke: var(--base); }
 .plain { stroke: var(--base); stroke-dasharray: 2 3; } .reference { stroke: var(--quiet); stroke-dasharray: 5 4; }
