@@ -66,7 +66,9 @@ def make_app(service: Service) -> web.Application:
     return app
 
 
-async def _livez(_: web.Request) -> web.Response:
+async def _livez(request: web.Request) -> web.Response:
+    if request.app[SERVICE].has_failed:
+        raise ApiError(503, "the engine has failed; the server's log has the reason", code="engine_failed")
     return json_response({"status": "ok"})
 
 

@@ -67,6 +67,10 @@ class Service:
         self.derived.stop()
 
     @property
+    def has_failed(self) -> bool:
+        return self.engine.has_failed or self.derived.has_failed
+
+    @property
     def active_requests(self) -> int:
         return self.engine.active_requests + self.derived.active_requests
 
