@@ -11,7 +11,7 @@ GRAFANA_TYPES := @grafana/schema@13.2.3 typescript@5.9.3
 AXE := axe-core@4.14.1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants bench oracles attack answers evaluate simulate fleet fmt clean
+.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants peers bench bench-guard load soak overload faults oracles attack answers evaluate simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -19,10 +19,13 @@ help:  ## list the targets
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
+# tests/inference computes and nothing else: two processes of one thread each are faster than one process of two.
 test: $(VENV)/.dev postgresql prometheus chromium gosources deploy-tools  ## run the whole test suite (about 10 minutes on 2 cores)
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
-	$(BIN)/pytest --ignore=tests/policy $(PYTEST)
+	$(BIN)/python -m inference prepare --out $${WEIR_TEST_CACHE:-var/test-model}
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/inference --numprocesses 2 --dist worksteal
+	$(BIN)/pytest --ignore=tests/policy --ignore=tests/inference $(PYTEST)
 
 gosources:  ## find the Go packages that verify audit logs in the tests, or install them
 	@test -d /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog || { \
@@ -109,8 +112,12 @@ mutants: $(VENV)/.dev  ## change the budget and lease code in every small way, a
 	CI=1 $(BIN)/mutmut run
 	$(BIN)/python tests/mutants.py
 
-bench: $(VENV)/.dev  ## measure the gateway's CPU, the ledger, the audit log, steering, the scorer, and what real answers cost (about 25 minutes)
+peers: $(VENV)/.dev  ## install nginx, Envoy, vllm-router, Portkey and LiteLLM for the bench, each by itself, at pinned versions
+	$(BIN)/python -m loadtests.bench.installation
+
+bench: $(VENV)/.dev peers  ## measure the gateway beside its peers, the ledger, the audit log, steering, the scorer, and what real answers cost (about an hour)
 	$(BIN)/python -m loadtests.bench --markdown docs/benchmarks.md $(BENCH)
+	$(BIN)/python -m loadtests.bench.streams --markdown docs/benchmarks.md $(STREAMS)
 	$(BIN)/python -m loadtests.bench.ledger --markdown docs/benchmarks.md $(LEDGER)
 	$(BIN)/python -m loadtests.bench.audit --markdown docs/benchmarks.md $(AUDIT)
 	$(BIN)/python -m inference prepare --out $(MODEL)
@@ -123,6 +130,22 @@ oracles:  ## ask concept-erasure, scikit-learn and baycomp again what the extrac
 	var/oracles/bin/pip install -q torch==2.13.0 baycomp==1.0.3 scikit-learn==1.9.1
 	var/oracles/bin/pip install -q --no-deps concept-erasure==0.2.4
 	var/oracles/bin/python tests/inference/extraction/oracles.py
+
+# MOVE="why it costs more now" writes what is measured as the new baseline, to be committed with the change.
+bench-guard: $(VENV)/.dev  ## fail if a request or a stream costs a tenth more, against the no-op proxy, than the committed baseline
+	$(BIN)/python -m loadtests.bench.guard $(if $(MOVE),--move "$(MOVE)") $(GUARD)
+
+load: $(VENV)/.dev  ## users of many tenants by locust, byte for byte, for a minute (LOAD="--help" says what there is)
+	$(BIN)/python -m loadtests.load $(LOAD)
+
+soak: $(VENV)/.dev  ## half an hour at 70 % of a core (SECONDS=… for less): flat memory and descriptors, no byte lost or doubled
+	$(BIN)/python -m loadtests.load.soak $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
+
+overload: $(VENV)/.dev  ## twice as many users as fit: refusals are fast, admitted streams smooth (about three minutes)
+	$(BIN)/python -m loadtests.load.overload $(OVERLOAD)
+
+faults: $(VENV)/.dev  ## resets, stalls and garbage from the backend under load: all is charged, nothing leaks, all recovers
+	$(BIN)/python -m loadtests.load.faults $(FAULTS)
 
 attack: $(VENV)/.dev  ## let a hostile backend try to steal through every channel, here and through a plain proxy
 	$(BIN)/python -m loadtests.exfiltration --markdown docs/attacks.md $(ATTACK)

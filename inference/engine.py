@@ -44,6 +44,7 @@ class Engine:
         self._waiting: collections.deque[Sequence] = collections.deque()  # guarded by _lock
         self._chores: collections.deque[Chore] = collections.deque()  # guarded by _lock
         self._stopping = False  # guarded by _lock
+        self._has_failed = False  # guarded by _lock
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
         self._decode_table: SteeringTable | None = None  # None: the batch has changed since it was built
@@ -92,6 +93,12 @@ class Engine:
             return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether its thread ended by a fault: it will answer nothing any more."""
+        with self._lock:
+            return self._has_failed
+
+    @property
     def prompts_waiting(self) -> int:
         """Requests whose first token is still to come."""
         with self._lock:
@@ -137,8 +144,14 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number per thread; this one is new
-        while self._await_work():
-            self.step()
+        try:
+            while self._await_work():
+                self.step()
+        except Exception:  # noqa: BLE001 - whatever it was, those who wait must not wait for ever
+            # A request's own callback, or a bug. Whoever waits is told, nobody new is taken in, and `/livez` says so.
+            _log.exception("the engine has failed")
+            with self._lock:
+                self._stopping = self._has_failed = True
         self._end_everything()
 
     def _await_work(self) -> bool:

@@ -15,6 +15,7 @@ STEERING_LAYER_MAX = 1023  # no model has as many blocks; a set of layers is one
 STEERING_SCALE_MAX = 1e4  # coherence ends at a relative dose near 2; vectors may be of any norm
 STEERING_VALUE_MAX = 1e6  # projections, thresholds, degrees: residuals stay below 1e5
 STEERING_PLACES_MAX = 4096  # tokens, positions or windows of one selector
+STEERING_ANSWER_TOKENS_MAX = 131_072  # where "from the k-th token on" ends: Weir's model server has no longer context
 STEERING_POSITION_MAX = 2**31 - 1  # either way; longer contexts do not exist
 TOKEN_ID_MAX = 2**31 - 1
 ORTHOGONAL_VECTORS_MAX = 16  # directions taken out of a model at once
@@ -47,7 +48,8 @@ JOB_EVENTS_BYTES_MAX = 4 * 1024 * 1024  # a stream of them: a backend may say ev
 RESULT_LAYERS_MAX = 1024  # of an extraction: one for each block
 RESULT_CANDIDATES_MAX = 1024  # of a selection: 128 blocks at 8 positions, each judged by passes of the model
 VECTORS_LISTED_MAX = 1024  # of one tenant at one model; their handles are charged raw
-VECTORS_BODY_BYTES_MAX = 16 * 1024 * 1024  # a backend lists the vectors of all tenants, about 1 KB each
+VECTORS_BODY_BYTES_MAX = 16 * 1024 * 1024  # 1,024 vectors of one tenant with figures for 100 layers each
+VECTOR_BODY_BYTES_MAX = 128 * 1024  # one of them: figures for 256 layers take 40 KB, our own server keeps 64 KB at most
 EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest in use have 4096
 
 # What leaves.

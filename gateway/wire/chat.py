@@ -13,6 +13,7 @@ from gateway.wire.fields import (
     Sampling,
     answer_bytes_max,
     fingerprint,
+    in_own_spelling,
     parse,
     tokens_max,
     upstream_fields,
@@ -113,7 +114,7 @@ def parse_request(body: bytes) -> ChatRequest | Refused:
     request = parse(body, _REQUEST)
     if isinstance(request, Refused):
         return request
-    return contradiction(request) or steering_contradiction(request.steering) or request
+    return contradiction(request) or steering_contradiction(request.steering) or in_own_spelling(request)
 
 
 def contradiction(request: ChatRequest) -> Refused | None:

@@ -11,7 +11,15 @@ from gateway.wire.chat import usage_wanted
 from gateway.wire.chat_answer import usage_body
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.errors import error_event, refusal_of
-from gateway.wire.fields import Sampling, answer_bytes_max, fingerprint, parse, tokens_max, upstream_fields
+from gateway.wire.fields import (
+    Sampling,
+    answer_bytes_max,
+    fingerprint,
+    in_own_spelling,
+    parse,
+    tokens_max,
+    upstream_fields,
+)
 from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
 from gateway.wire.steering_report import steering_body
 from gateway.wire.steering_spec import contradiction
@@ -33,7 +41,9 @@ _REQUEST = msgspec.json.Decoder(CompletionRequest)
 def parse_request(body: bytes) -> CompletionRequest | Refused:
     """A client's body as a checked request, or what is wrong with it."""
     request = parse(body, _REQUEST)
-    return request if isinstance(request, Refused) else contradiction(request.steering) or request
+    if isinstance(request, Refused):
+        return request
+    return contradiction(request.steering) or in_own_spelling(request)
 
 
 def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call | Refused:

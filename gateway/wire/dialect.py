@@ -73,3 +73,4 @@ class ModelRules:
     reasoning: bool = False  # whether what the model says before its answer is released (and priced)
     embeddings: Literal["refuse", "int8", "binary"] = "refuse"
     dimensions: int | None = None  # of embeddings, where policy fixes them
+    cache_salted: bool = False  # whether the backend is told to keep tenants apart in its prefix cache

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.dialect import ModelRules
-from gateway.wire.handles import upstream_handle
+from gateway.wire.easysteer import FIELD, SteerVectorRequest, translate
+from gateway.wire.handles import tenant_space, upstream_handle
 from gateway.wire.steering_spec import Steering, fingerprint_of, in_space
 from policy.limits import (
     ANSWER_BYTES_MAX,
@@ -86,6 +87,7 @@ class Sampling(Request, forbid_unknown_fields=True, omit_defaults=True):
     presence_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
     steering: Steering | None = None
+    steer_vector_request: SteerVectorRequest | None = None  # EasySteer's spelling; see `in_own_spelling`
 
     @property
     def steers(self) -> bool:
@@ -99,6 +101,7 @@ class Sampling(Request, forbid_unknown_fields=True, omit_defaults=True):
 
 
 Asked = TypeVar("Asked", bound=Request)
+Sampled = TypeVar("Sampled", bound=Sampling)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]{0,80})`(?: - at `([^`]*)`)?")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`")
 
@@ -154,6 +157,18 @@ def _refusal(fault: msgspec.ValidationError, unlisted: Unlisted) -> Refused:
     return Refused(reason=Reason.UNSUPPORTED_FIELD, message=f"'{path}' is not supported: {why}.", param=path)
 
 
+def in_own_spelling(request: Sampled) -> Sampled | Refused:
+    """The request with its steering in our own words, whichever it came in: nothing behind this knows of others."""
+    if request.steer_vector_request is None:
+        return request
+    if request.steering is not None:
+        return Refused(reason=Reason.INVALID_REQUEST, message=f"{FIELD}: not beside 'steering'.", param=FIELD)
+    steering = translate(request.steer_vector_request)
+    if isinstance(steering, Refused):
+        return steering
+    return msgspec.structs.replace(request, steering=steering, steer_vector_request=None)
+
+
 def tokens_max(request: Sampling, rules: ModelRules, *, param: str = "max_tokens") -> int | Refused:
     """The token limit sent upstream: the client's, or the policy's default; over the policy's maximum is refused.
 
@@ -186,6 +201,8 @@ def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRu
         fields["stream_options"] = {"include_usage": True}
     if rules.token_ids:
         fields["return_token_ids"] = True
+    if rules.cache_salted:
+        fields["cache_salt"] = tenant_space(tenant)
     steering = in_space(request.steering, tenant=tenant)
     if steering is not None:
         fields["steering"] = steering

@@ -143,6 +143,8 @@ class _Closing:
     def events(self) -> list[Event]:
         if self.finish is None:
             raise Malformed("the answer has no finish_reason")
+        if self.heeded.steering and self.numbers is None:
+            raise Malformed("steering was asked for, and the backend does not say that there was any")
         events: list[Event] = []
         if self.usage is not None:
             events.append(UsageReport(self.usage))

@@ -17,12 +17,12 @@ _HANDLE = re.compile(HANDLE_PATTERN)
 
 def upstream_handle(tenant: str, handle: str) -> str:
     """A tenant's vectors live in a name space of their own: a handle of one tenant means nothing to another."""
-    return f"{_space(tenant)}-{handle}"
+    return f"{tenant_space(tenant)}-{handle}"
 
 
 def own_handle(tenant: str, name: str) -> str | None:
     """The inverse: the handle of a name in the tenant's space; None for every other name, and for what is no handle."""
-    handle = name.removeprefix(f"{_space(tenant)}-")
+    handle = name.removeprefix(f"{tenant_space(tenant)}-")
     return handle if handle != name and _HANDLE.fullmatch(handle) else None
 
 
@@ -31,5 +31,6 @@ def model_mark(model: str) -> str:
     return hashlib.sha256(model.encode()).hexdigest()[:8]
 
 
-def _space(tenant: str) -> str:
+def tenant_space(tenant: str) -> str:
+    """What a backend knows a tenant by: a digest of its name, 16 hex digits."""
     return hashlib.sha256(tenant.encode()).hexdigest()[:16]

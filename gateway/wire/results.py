@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from gateway.wire.fixed_point import Count, Fixed, Flag, Layout, Maybe, Record, Rows
+from gateway.wire.steering_report import DOSE
 from policy.limits import (
     RESULT_CANDIDATES_MAX,
     RESULT_LAYERS_MAX,
@@ -24,9 +25,8 @@ _LAYER = Count(most=STEERING_LAYER_MAX)
 _POSITION = Maybe(Count(most=STEERING_POSITION_MAX, signed=True))
 _COUNT = Count(most=TOKENS_REPORTED_MAX)
 _SCALE = Fixed(most=STEERING_SCALE_MAX, per_unit=10_000, signed=True)
-_DOSE = Fixed(most=1e6, per_unit=1000)
 _SHARE = Fixed(most=1, per_unit=1000)
-_NATS = Fixed(most=1000, per_unit=1000)  # a vocabulary of 2**32 has at most 22 nats a token
+_NATS = Fixed(most=1000, per_unit=1000)  # mean logarithms of probabilities; logits end near 100
 _SIGNED = Fixed(most=1e6, per_unit=1000, signed=True)
 _HUNDREDTHS = Fixed(most=1e6, per_unit=100, signed=True)
 _MILLIONTHS = Fixed(most=1000, per_unit=1_000_000)
@@ -69,7 +69,7 @@ RESULTS: Mapping[JobKind, Record] = MappingProxyType(
                 most=RESULT_CANDIDATES_MAX,
             ),
         ),
-        "calibrate": _record(scale=_SCALE, kl_nats=_NATS, kl_mean_nats=_NATS, relative_dose=_DOSE, evaluations=_COUNT),
+        "calibrate": _record(scale=_SCALE, kl_nats=_NATS, kl_mean_nats=_NATS, relative_dose=DOSE, evaluations=_COUNT),
         "evaluate": _record(
             points=Rows(
                 _record(
@@ -80,7 +80,7 @@ RESULTS: Mapping[JobKind, Record] = MappingProxyType(
                     kl_p95_nats=Maybe(_NATS),
                     cross_entropy_nats=Maybe(_NATS),
                     propensity=Maybe(_SIGNED),
-                    relative_dose=_DOSE,
+                    relative_dose=DOSE,
                 ),
                 most=SCALES_TRIED_MAX,
             ),

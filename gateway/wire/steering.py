@@ -92,6 +92,7 @@ class ExtractRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, k
     method: Method = "mean_difference"
     layer: Layer | None = None
     layers: Layers | Literal["all"] | None = None
+    paired: bool | None = None
     token: Token | None = None
     params: MethodParams | None = None
 
@@ -103,6 +104,7 @@ class SelectRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw
     method: Method = "mean_difference"
     layers: Layers | Literal["all"] | None = None
     tokens: Annotated[list[Token], Meta(min_length=1, max_length=SELECT_TOKENS_MAX)] | None = None
+    paired: bool | None = None
     by: Literal["d_prime", "refusal"] | None = None
     params: MethodParams | None = None
 

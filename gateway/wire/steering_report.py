@@ -10,8 +10,8 @@ from gateway.wire.fixed_point import Count, Fixed, Record, Subset
 from policy.canonical import Malformed, Numbers
 from policy.limits import STEERING_LAYER_MAX, STEERING_VECTORS_MAX, TOKENS_REPORTED_MAX
 
-DOSE_STEPS_PER_UNIT = 1000  # relative_dose is released in steps of 0.001
-DOSE_MAX = 1e6
+_DOSE_MAX = 1e9  # where our own server cuts it off; a projection of 1e6 on a small hidden state is beyond 1e6
+DOSE = Fixed(most=_DOSE_MAX, per_unit=1000)  # a relative dose is released in steps of 0.001
 
 _TOKENS = Count(most=TOKENS_REPORTED_MAX)
 _LAYOUT = Record(
@@ -19,7 +19,7 @@ _LAYOUT = Record(
         "applied": Record(
             {"prompt_tokens": _TOKENS, "generated_tokens": _TOKENS, "layers": Subset(below=STEERING_LAYER_MAX + 1)}
         ),
-        "relative_dose": Fixed(most=DOSE_MAX, per_unit=DOSE_STEPS_PER_UNIT),
+        "relative_dose": DOSE,
     }
 )
 

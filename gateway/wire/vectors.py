@@ -22,6 +22,7 @@ from policy.limits import (
     COMBINED_VECTORS_MAX,
     STEERING_LAYER_MAX,
     STEERING_SCALE_MAX,
+    VECTOR_BODY_BYTES_MAX,
     VECTORS_BODY_BYTES_MAX,
     VECTORS_LISTED_MAX,
     WIRE_BASE_BYTES,
@@ -40,6 +41,7 @@ _DERIVED = Record(MappingProxyType({}))  # nothing but its handle
 
 Sort = Literal["vectors", "models"]
 _UPSTREAM = {"vectors": VECTORS_PATH, "models": UPSTREAM_MODELS_PATH}
+_ONES_OWN = {"vectors": "?prefix={}", "models": ""}  # how a list is narrowed; of derived models there are few
 _OBJECT = {"vectors": "steering.vector", "models": "steering.model"}
 _LAYOUT = {"vectors": _VECTOR, "models": _DERIVED}
 
@@ -118,10 +120,15 @@ def vector_call(handle: str, rules: ModelRules, *, tenant: str) -> Call:
 
 
 def list_call(sort: Sort, rules: ModelRules, *, tenant: str) -> Call:
-    """All of a tenant's vectors, or of the models that it has derived."""
+    """All of a tenant's vectors, or of the models that it has derived.
+
+    The backend is asked for the tenant's own, so that those of others cannot make the list too long to be read; that it
+    lists no more is not relied on.
+    """
     decoder, renderer = HandlesDecoder(sort, tenant=tenant), HandlesRenderer(sort)
     listed_bytes_max = VECTORS_LISTED_MAX * (HANDLE_CHARS_MAX + 1)
-    return _call(rules, "GET", _UPSTREAM[sort], decoder, renderer, answer_bytes_max=listed_bytes_max)
+    path = _UPSTREAM[sort] + _ONES_OWN[sort].format(upstream_handle(tenant, ""))
+    return _call(rules, "GET", path, decoder, renderer, answer_bytes_max=listed_bytes_max)
 
 
 def delete_call(sort: Sort, handle: str, rules: ModelRules, *, tenant: str) -> Call:
@@ -180,7 +187,7 @@ class VectorDecoder(_Collector):
     """One vector as numbers: its kind, its layers."""
 
     def __init__(self) -> None:
-        super().__init__(body_bytes_max=VECTORS_BODY_BYTES_MAX // VECTORS_LISTED_MAX)
+        super().__init__(body_bytes_max=VECTOR_BODY_BYTES_MAX)
 
     def eof(self) -> Iterator[Event]:
         """Raises `Malformed`."""

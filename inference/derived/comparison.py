@@ -12,6 +12,7 @@ from inference.loading import LoadedModel
 from inference.model import Model, Span
 from inference.steering.applied import Applied
 from inference.steering.compile import compile_spec
+from inference.steering.program import CompiledSteering
 from inference.steering.spec import SteeringSpec, VectorUse
 from inference.steering.table import SteeredSpan, SteeringTable
 from inference.steering.vector import StoredVector
@@ -34,15 +35,20 @@ class Difference:
     anywhere: float  # float32 has a floor there: see `docs/inference.md`
 
 
-def logit_differences(
-    base: LoadedModel, model: Model, *, vectors: Sequence[StoredVector], prompts: Sequence[str] = PROMPTS
-) -> Iterator[Difference]:
-    """One Difference after every prompt: `base` with all of `vectors` ablated by hooks against `model`."""
+def ablation(base: LoadedModel, vectors: Sequence[StoredVector]) -> CompiledSteering:
+    """All of `vectors` (one layer each) ablated by hooks, at every write. Raises SpecError if they are dependent."""
     first, *others = vectors
     use = VectorUse(id=first.id, op="ablate", params={"also": [vector.id for vector in others]} if others else None)
     stored = {vector.id: vector for vector in vectors}
     spec = SteeringSpec(vectors=[use])
-    steering = compile_spec(spec, store=stored, config=base.config, model_digest=base.vectors_digest)
+    return compile_spec(spec, store=stored, config=base.config, model_digest=base.vectors_digest)
+
+
+def logit_differences(
+    base: LoadedModel, model: Model, *, vectors: Sequence[StoredVector], prompts: Sequence[str] = PROMPTS
+) -> Iterator[Difference]:
+    """One Difference after every prompt: `base` with all of `vectors` ablated by hooks against `model`."""
+    steering = ablation(base, vectors)
     for number, prompt in enumerate(prompts, start=1):
         ids = tuple(base.tokenizer.encode(prompt, add_special_tokens=True))
         span = SteeredSpan(token_ids=ids, start=0, prompt_tokens=len(ids), steering=steering, applied=Applied())

@@ -123,6 +123,11 @@ class DerivedModels:
             engine.stop()
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the engine of any that is served has ended by a fault."""
+        return any(derived.engine.has_failed for derived in self.all())
+
+    @property
     def active_requests(self) -> int:
         with self._lock:
             engines = [*(derived.engine for derived in self._models.values()), *self._leaving]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from inference.config import ModelConfig
+from inference.jobs.aside import aside
 from inference.linear import Linear
 from inference.model import Model
 from inference.weights import read_tensors
@@ -22,9 +22,6 @@ from inference.weights import read_tensors
 _EMBEDDING, _OUT, _DOWN = "model.embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight"
 _ROWS_PER_PIECE = 4_096
 """Rows of the embedding changed at a time: some 10 ms, and float64 copies of 20 MB instead of 230."""
-
-_OPENING_POLL_S = 0.005
-"""How long a step of everybody else may be held up while a file is being opened."""
 
 _Named = tuple[str, Tensor]
 
@@ -46,7 +43,8 @@ def orthogonalized(base: Model, path: Path, basis: Tensor) -> Generator[float, N
     products: dict[str, Linear] = {}
     embedding: Tensor | None = None
     found = read_tensors(path, frozenset(names))
-    first = yield from _first(found)
+    # Opening a GGUF file parses its vocabulary for seconds.
+    first: _Named | None = yield from aside(lambda: next(found, None))
     for done, (name, tensor) in enumerate(found if first is None else itertools.chain([first], found)):
         if name == _EMBEDDING:
             embedding = torch.empty(tensor.shape, dtype=base.dtype)
@@ -65,17 +63,6 @@ def orthogonalized(base: Model, path: Path, basis: Tensor) -> Generator[float, N
         outs=[products[f"model.layers.{layer}.{_OUT}"] for layer in layers],
         downs=[products[f"model.layers.{layer}.{_DOWN}"] for layer in layers],
     )
-
-
-def _first(found: Iterator[_Named]) -> Generator[float, None, _Named | None]:
-    """The first tensor. Opening a GGUF file parses its vocabulary for seconds: that waits in another thread."""
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights")
-    future = executor.submit(next, found, None)
-    executor.shutdown(wait=False)
-    while not future.done():
-        wait([future], timeout=_OPENING_POLL_S)
-        yield 0.0
-    return future.result()
 
 
 def _project_rows(tensor: Tensor, basis: Tensor, into: Tensor) -> Iterator[float]:

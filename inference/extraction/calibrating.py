@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -46,7 +47,9 @@ def calibrate(calibration: Calibration, *, lab: Lab) -> Work:
         compared = yield from within(compare(plain, calibration.steering_at(scale), lab=lab), done, ahead)
         done = ahead
         try:
-            scale = wanted.send(quantile(compared.kl_nats, calibration.quantile))
+            # A single token that is no number is too much, wherever the quantile lies.
+            is_finite = bool(compared.kl_nats.isfinite().all())
+            scale = wanted.send(quantile(compared.kl_nats, calibration.quantile) if is_finite else math.inf)
         except StopIteration as end:
             result: dict[str, Any] = {
                 "scale": end.value.scale,

@@ -56,7 +56,8 @@ def extract(extraction: Extraction, *, lab: Lab, store: VectorStore) -> Work:
         start, stop = (_RUNNING + (1 - _RUNNING) * i / len(extraction.layers) for i in (done, done + 1))
         try:
             if extraction.method in ERASERS:
-                found[layer] = find_eraser(extraction.method, sides)
+                erasing = find_eraser(extraction.method, sides)
+                found[layer] = yield from within(erasing, start, stop)
             else:
                 finding = find_direction(extraction.method, sides, extraction.params)
                 found[layer] = yield from within(finding, start, stop)

@@ -12,6 +12,7 @@ from inference.extraction.evaluation import Metric
 from inference.extraction.methods import Method
 from inference.extraction.selection import By
 from inference.server import completions, datasets, evaluation, extraction, jobs, models, vectors
+from inference.server.compat import llama_cpp, neuronpedia
 from inference.server.errors import ApiError, errors_as_json, json_response
 from inference.server.metrics import METRICS, ServerMetrics, counted, page
 from inference.server.service import SERVICE, Service
@@ -36,6 +37,10 @@ def make_app(service: Service) -> web.Application:
             web.get("/v1/capabilities", _capabilities, allow_head=False),
             web.post("/v1/chat/completions", completions.chat_completions),
             web.post("/v1/completions", completions.completions),
+            web.post("/v1/steer/completion", neuronpedia.completion),
+            web.post("/v1/steer/completion-chat", neuronpedia.completion_chat),
+            web.get("/cvectors", llama_cpp.list_control_vectors, allow_head=False),
+            web.post("/cvectors", llama_cpp.set_control_vectors),
             web.get("/v1/models", models.list_models, allow_head=False),
             web.delete("/v1/models/{id}", models.delete_model),
             web.post("/v1/steering/orthogonalize", models.orthogonalize),
@@ -61,7 +66,9 @@ def make_app(service: Service) -> web.Application:
     return app
 
 
-async def _livez(_: web.Request) -> web.Response:
+async def _livez(request: web.Request) -> web.Response:
+    if request.app[SERVICE].has_failed:
+        raise ApiError(503, "the engine has failed; the server's log has the reason", code="engine_failed")
     return json_response({"status": "ok"})
 
 

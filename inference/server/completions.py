@@ -37,7 +37,7 @@ async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -
     service.refuse_if_draining()
     # Templates and tokenizers take milliseconds for long prompts: not in the event loop.
     served = service.served(body.model)
-    planned = await asyncio.to_thread(plan, body, loaded=served.loaded, store=service.store)
+    planned = await asyncio.to_thread(plan, body, loaded=served.loaded, store=service.store, standing=service.standing)
     rendering = Rendering(
         id=("chatcmpl-" if isinstance(body, ChatRequest) else "cmpl-") + secrets.token_hex(12),
         created=int(time.time()),
@@ -52,17 +52,28 @@ async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -
 
 
 async def _whole(request: web.Request, served: Served, planned: Plan, rendering: Rendering) -> web.Response:
+    pieces, ended = await to_end(served, planned)
+    usage, steering = booked(request, planned, rendering.id, ended)
+    return json_response(rendering.whole(pieces, ended.last, usage, steering))
+
+
+async def to_end(served: Served, planned: Plan) -> tuple[list[Piece], Ended]:
+    """Run it, and wait for all of its answer. Raises ApiError."""
     pieces: list[Piece] = []
     async with contextlib.aclosing(run(planned, engine=served.engine, loaded=served.loaded)) as events:
         async for event in events:
             if isinstance(event, Ended):
-                usage = _usage(planned, event)
-                steering = _steering(planned, event)
-                _log_end(rendering, usage, event)
-                request.app[METRICS].answered(usage, steering)
-                return json_response(rendering.whole(pieces, event.last, usage, steering))
+                return pieces, event
             pieces.append(event)
     raise AssertionError("run ends with Ended or raises")
+
+
+def booked(request: web.Request, planned: Plan, answer_id: str, ended: Ended) -> tuple[Usage, Document | None]:
+    """Usage and steering of a whole answer, logged and counted."""
+    usage, steering = _usage(planned, ended), _steering(planned, ended)
+    _log.info("answered", extra={"request": answer_id, "finish_reason": ended.last.finish_reason, **usage.document()})
+    request.app[METRICS].answered(usage, steering)
+    return usage, steering
 
 
 async def _stream(
@@ -81,10 +92,7 @@ async def _stream(
         except ApiError as error:
             await _write(response, [error.document()])  # no [DONE] behind it: the answer is not complete
             return response
-        usage = _usage(planned, event)
-        steering = _steering(planned, event)
-        _log_end(rendering, usage, event)
-        request.app[METRICS].answered(usage, steering)
+        usage, steering = booked(request, planned, rendering.id, event)
         await _write(
             response,
             rendering.closing(event.last, usage if with_usage else None, steering),
@@ -112,8 +120,3 @@ def _steering(planned: Plan, ended: Ended) -> Document | None:
     if planned.steering is None:
         return None
     return steering_document(planned.steering.fingerprint, ended.applied)
-
-
-def _log_end(rendering: Rendering, usage: Usage, ended: Ended) -> None:
-    extra = {"request": rendering.id, "finish_reason": ended.last.finish_reason, **usage.document()}
-    _log.info("answered", extra=extra)

@@ -49,18 +49,25 @@ async def evaluate_steering(request: web.Request) -> web.Response:
 
 
 class Strengths:
-    """A spec at any strength, with the vectors as they were when it was asked for: deleting one does not end a job."""
+    """A spec at any strength, with the vectors as they were when it was asked for: deleting one does not end a job.
+
+    Raises ApiError for a spec that would be refused with a prompt: strengths give a scale to uses that lack theirs.
+    """
 
     def __init__(self, spec: SteeringSpec, *, vectors: Vectors, loaded: LoadedModel) -> None:
         self._spec, self._loaded = spec, loaded
         self._vectors = _Remembered(vectors)
+        self._compiled(spec)
 
     def at(self, strength: float) -> CompiledSteering:
-        """Raises ApiError for a spec that cannot be compiled."""
+        """Raises ApiError for a strength at which the spec cannot be compiled."""
+        return self._compiled(at_strength(self._spec, strength))
+
+    def _compiled(self, spec: SteeringSpec) -> CompiledSteering:
         loaded = self._loaded
         try:
             return compile_spec(
-                at_strength(self._spec, strength),
+                spec,
                 store=self._vectors,
                 config=loaded.config,
                 model_digest=loaded.vectors_digest,
@@ -88,7 +95,6 @@ class _Remembered:
 def _calibrate_work(body: CalibrateRequest, service: Service) -> Work:
     loaded = service.loaded
     strengths = Strengths(body.steering, vectors=service.store, loaded=loaded)
-    strengths.at(1.0)
     most = strength_max(body.steering)
     if most is None:
         message = "no operation of this spec has a scale that could be calibrated"
@@ -116,7 +122,6 @@ def _evaluate_work(body: EvaluateRequest, service: Service) -> Work:
     strengths = Strengths(body.steering, vectors=service.store, loaded=loaded)
     if len(set(body.scales)) != len(body.scales):
         raise bad_request("scales must be distinct", param="scales")
-    strengths.at(1.0)
     compiled = {scale: strengths.at(scale) for scale in body.scales}
     if body.dataset is not None and (body.prompts, body.positive, body.negative) != (None, None, None):
         raise bad_request("give texts or a dataset, not both", param="dataset")

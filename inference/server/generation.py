@@ -14,13 +14,15 @@ from inference.limits import COMPLETION_TOKENS_DEFAULT
 from inference.loading import LoadedModel
 from inference.request import EndReason, EngineRequest, Refused, RefusedReason
 from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
+from inference.server.compat import easysteer
+from inference.server.compat.translation import Translation
 from inference.server.errors import ApiError, bad_request
 from inference.server.schema import ChatRequest, CompletionRequest, template_message, without_none
 from inference.steering.applied import Applied
 from inference.steering.compile import compile_spec
+from inference.steering.objects import Vectors
 from inference.steering.program import CompiledSteering
-from inference.steering.spec import SpecError
-from inference.steering.store import VectorStore
+from inference.steering.spec import SpecError, SteeringSpec
 from inference.tools import ToolChoice, declared
 
 
@@ -47,11 +49,16 @@ class Plan:
     cache_salt: str
 
 
-def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: VectorStore) -> Plan:
-    """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model."""
+def plan(
+    body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: Vectors, standing: SteeringSpec | None = None
+) -> Plan:
+    """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model.
+
+    `standing`: what applies to a request that says nothing of steering.
+    """
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options needs stream", param="stream_options")
-    steering = _steering(body, loaded, store)
+    steering = _steering(body, loaded, store, standing)
     tools = _tools(body) if isinstance(body, ChatRequest) else None
     prompt_ids = _prompt_ids(body, tools, loaded)
     if not prompt_ids:  # possible: a vocabulary need not have a token for every byte
@@ -130,14 +137,31 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
 
 
 def _steering(
-    body: ChatRequest | CompletionRequest, loaded: LoadedModel, store: VectorStore
+    body: ChatRequest | CompletionRequest, loaded: LoadedModel, store: Vectors, standing: SteeringSpec | None
 ) -> CompiledSteering | None:
-    if body.steering is None:
+    translation: Translation | None = None
+    try:
+        if body.steer_vector_request is not None:
+            if body.steering is not None:
+                raise bad_request("not beside steering", param=easysteer.FIELD)
+            translation = easysteer.translate(body.steer_vector_request)
+        spec = body.steering if translation is None else translation.spec
+        if spec is None:
+            return _standing(standing, loaded, store)
+        return compile_spec(spec, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
+    except SpecError as error:
+        param = error.param if translation is None else translation.theirs(error.param)
+        raise bad_request(str(error), param=param, code=error.code) from error
+
+
+def _standing(spec: SteeringSpec | None, loaded: LoadedModel, store: Vectors) -> CompiledSteering | None:
+    if spec is None:
         return None
     try:
-        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
-    except SpecError as error:
-        raise bad_request(str(error), param=error.param, code=error.code) from error
+        return compile_spec(spec, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
+    except SpecError as error:  # no fault of this request: a vector has gone since it was set
+        message = f"what POST /cvectors has set cannot be applied: {error}"
+        raise ApiError(503, message, code="cvectors_unusable") from error
 
 
 def _tools(body: ChatRequest) -> ToolChoice | None:

@@ -23,13 +23,19 @@ _STILL_HERE = b":\n\n"  # a comment: WHATWG HTML, 9.2.6, recommends one against 
 
 async def start_job(service: Service, *, kind: JobKind, job_id: str | None, work: Work) -> web.Response:
     """Queue checked work as a chore of the engine: 202 and the job. Raises ApiError 409 or 503."""
+
+    def enter() -> Job:
+        # In one thread, whatever becomes of the client meanwhile: a job that is entered and never queued waits for ever.
+        job = service.jobs.open(job_id or f"job-{secrets.token_hex(8)}", kind=kind)
+        service.engine.add_chore(JobChore(work, jobs=service.jobs, job_id=job.id))
+        return job
+
     try:
-        job = await asyncio.to_thread(service.jobs.open, job_id or f"job-{secrets.token_hex(8)}", kind=kind)
+        job = await asyncio.to_thread(enter)
     except JobExistsError as error:
         raise ApiError(409, f"job {job_id!r} exists already", code="job_exists", param="job_id") from error
     except JobsFullError as error:
         raise ApiError(503, "too many jobs are waiting; try again later", code="jobs_full") from error
-    service.engine.add_chore(JobChore(work, jobs=service.jobs, job_id=job.id))
     return json_response(job.document(), status=202)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from inference.derived.comparison import ablation
 from inference.derived.job import orthogonalization
 from inference.derived.models import DerivedModel, ModelExistsError, ModelsFullError
 from inference.jobs.job import JobKind
@@ -15,6 +16,7 @@ from inference.server.errors import ApiError, bad_request, json_response
 from inference.server.jobs import start_job
 from inference.server.schema import OrthogonalizeRequest, decode
 from inference.server.service import SERVICE, Service
+from inference.steering.spec import SpecError
 from inference.steering.vector import BadVectorError, Kind, StoredVector, check_fits, direction
 
 
@@ -40,6 +42,10 @@ async def orthogonalize(request: web.Request) -> web.Response:
     vectors = [_direction(service, vector_id, f"vectors[{i}]") for i, vector_id in enumerate(body.vectors)]
     if len(set(body.vectors)) != len(vectors):
         raise bad_request("a vector stands twice", param="vectors")
+    try:
+        await asyncio.to_thread(ablation, service.loaded, vectors)  # what the job holds the new model to
+    except SpecError as error:
+        raise bad_request(str(error), param="vectors", code=error.code) from error
     work = orthogonalization(model_id=body.model, vectors=vectors, derived=service.derived)
     return await start_job(service, kind=JobKind.ORTHOGONALIZE, job_id=body.job_id, work=work)
 

@@ -17,6 +17,7 @@ from inference.limits import (
     STOP_STRINGS_MAX,
     TOOLS_MAX,
 )
+from inference.server.compat.easysteer import SteerVectorRequest
 from inference.server.errors import bad_request, from_validation
 from inference.steering.spec import SteeringSpec
 from inference.steering.vector import ID_PATTERN
@@ -84,6 +85,7 @@ class Generation(Strict, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     steering: SteeringSpec | None = None
+    steer_vector_request: SteerVectorRequest | None = None  # EasySteer's spelling of it
     cache_salt: Annotated[str, Meta(min_length=1, max_length=CACHE_SALT_CHARS_MAX)] | None = None
 
 

@@ -14,6 +14,7 @@ from inference.jobs.table import JobTable
 from inference.limits import IMPORTS_AT_ONCE_MAX
 from inference.loading import LoadedModel
 from inference.server.errors import ApiError
+from inference.steering.spec import SteeringSpec
 from inference.steering.store import VectorStore
 
 
@@ -36,6 +37,7 @@ class Service:
     store: VectorStore
     jobs: JobTable
     derived: DerivedModels
+    standing: SteeringSpec | None = None  # what applies to requests that say nothing of steering (POST /cvectors)
     is_draining: bool = False
     imports: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(IMPORTS_AT_ONCE_MAX))
 
@@ -63,6 +65,10 @@ class Service:
         """The base first: its jobs may add a derived model."""
         self.engine.stop()
         self.derived.stop()
+
+    @property
+    def has_failed(self) -> bool:
+        return self.engine.has_failed or self.derived.has_failed
 
     @property
     def active_requests(self) -> int:

@@ -26,7 +26,9 @@ _FORMATS: dict[str, Format] = {"gguf": "gguf", "safetensors": "safetensors"}
 
 
 async def list_vectors(request: web.Request) -> web.Response:
-    vectors = request.app[SERVICE].store.all()
+    _check_query(request, {"prefix"})
+    prefix = request.query.get("prefix", "")
+    vectors = [vector for vector in request.app[SERVICE].store.all() if vector.id.startswith(prefix)]
     return json_response({"object": "list", "data": [vector_document(vector) for vector in vectors]})
 
 
@@ -84,7 +86,8 @@ async def combine_vectors(request: web.Request) -> web.Response:
 
 async def import_file(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
-    vector_id, form = _file_query(request, {"id", "format"}), _format(request)
+    _check_query(request, {"id", "format"})
+    vector_id, form = request.query.get("id", ""), _format(request)
     if not is_identifier(vector_id):
         raise bad_request("id must be 1 to 100 of a-z, 0-9, dot, dash and underscore", param="id")
     refuse_existing(service, vector_id)
@@ -102,7 +105,7 @@ async def import_file(request: web.Request) -> web.Response:
 
 async def export_file(request: web.Request) -> web.Response:
     vector = _vector(request)
-    _file_query(request, {"format"})
+    _check_query(request, {"format"})
     form = _format(request)
     try:
         content = await asyncio.to_thread(export_vector, vector, form=form, config=request.app[SERVICE].loaded.config)
@@ -165,12 +168,11 @@ def _known(service: Service, vector_id: str, param: str) -> StoredVector:
     return vector
 
 
-def _file_query(request: web.Request, known: set[str]) -> str:
-    """The id in the query, which has each of the known keys once and no other."""
+def _check_query(request: web.Request, known: set[str]) -> None:
+    """Raises ApiError 400 for a key that is not known, or stands twice."""
     for key in request.query:
         if key not in known or len(request.query.getall(key)) != 1:
             raise bad_request(f"query parameter {key!r} is unknown, or stands twice", param=key, code="unknown_field")
-    return request.query.get("id", "")
 
 
 def _format(request: web.Request) -> Format:

@@ -18,6 +18,7 @@ from inference.steering.building import (
     Asked,
     Operation,
     SaeParams,
+    SetProjectionParams,
     resolved_params,
 )
 from inference.steering.kernels import Kernel
@@ -55,6 +56,8 @@ def answer(use: VectorUse, objects: Objects, *, param: str) -> Answered:
     points = _points(use, operation, param=f"{param}.point")
     layers = _layers(use, stored, points, objects, param=f"{param}.layers")
     kernels = _kernels(asked, operation, layers)
+    if isinstance(params, SetProjectionParams) and isinstance(params.value, str):
+        _check_measured(stored, params.value, points, layers, param=f"{param}.params.value")
     window = None
     if stored.kind is Kind.POSITIONAL:
         window = (params.position, params.position + stored.tensors[f"direction.{stored.layers[0]}"].shape[0])
@@ -92,6 +95,16 @@ def _check_position(position: int, stored: StoredVector, objects: Objects, *, pa
     if not 0 <= position < objects.config.context_tokens:
         message = f"positions are 0 to {objects.config.context_tokens - 1}"
         raise SpecError(message, param=param, code="bad_params")
+
+
+def _check_measured(
+    stored: StoredVector, value: str, points: tuple[Point, ...], layers: list[int], *, param: str
+) -> None:
+    """A mean is that of one block output: elsewhere the same number is no average, and would steer wrongly."""
+    own = stored.layers[0] if len(stored.layers) == 1 else stored.metadata.get("selected_layer")
+    if points != (Point.BLOCK_OUTPUT,) or layers != [own]:
+        message = f"{value} was measured at block output {own}, so it can be set there only; elsewhere give a number"
+        raise SpecError(message, param=param, code="unknown_mean")
 
 
 def _scale(use: VectorUse, operation: Operation, params: Any, *, param: str) -> float:

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from inference.limits import ACTIVATION_ABS_MAX, VECTOR_NORM_MIN
 from inference.steering.kernels import Add, Affine, Kernel, Rotate, TopFeature
 from inference.steering.objects import direction_at
 from inference.steering.points import Point
@@ -127,14 +128,18 @@ def _set_projection(asked: Asked, layer: int) -> tuple[Kernel, ...]:
 
 
 def _mean(asked: Asked, value: str) -> float:
+    """A mean that the object brings along; it may come from somebody's file."""
     param = f"{asked.param}.params.value"
     name = value.removeprefix("mean:")
     means = asked.stored.metadata.get("projection_means")
     known = means if isinstance(means, dict) else {}
-    if name == value or not isinstance(known.get(name), (int, float)):
+    mean = known.get(name)
+    if name == value or isinstance(mean, bool) or not isinstance(mean, (int, float)):
         message = f'value is a number or "mean:" and one of {sorted(known)}, not {value!r}'
         raise SpecError(message, param=param, code="unknown_mean")
-    return float(known[name])
+    if abs(mean) > ACTIVATION_ABS_MAX:
+        raise SpecError(f"this mean is above {ACTIVATION_ABS_MAX:g}", param=param, code="bad_params")
+    return float(mean)
 
 
 def _scale_projection(asked: Asked, layer: int) -> tuple[Kernel, ...]:
@@ -188,6 +193,9 @@ def _sae(asked: Asked, layer: int) -> tuple[Kernel, ...]:
         message = f"feature {params.feature} does not exist; there are {tensors['encoder'].shape[0]}"
         raise SpecError(message, param=f"{asked.param}.params.feature", code="bad_feature")
     write = tensors["decoder"][params.feature]
+    if float(write.double().norm()) < VECTOR_NORM_MIN:
+        message = f"feature {params.feature} writes nothing: its decoder row is zero, or too small to have a direction"
+        raise SpecError(message, param=f"{asked.param}.params.feature", code="bad_feature")
     if params.mode == "add":
         return () if asked.scale == 0 else (Add(vectors=_matrix(write.double() * asked.scale)),)
     if params.mode == "scale" and asked.scale == 1:

@@ -71,7 +71,8 @@ def _picks(selected: Selected | None, default: Picks, *, is_prompt: bool, vocab_
         place = f"{param}.windows[{i}]"
         for edge in (start, end):
             _check_place(edge, is_prompt=is_prompt, param=place)
-        if start >= end and (start < 0) is (end < 0):
+        # Half-open, and 0 is the first token, not the end: [-3, 0] is nothing in a prompt of any length.
+        if end == 0 or (start >= end and (start < 0) is (end < 0)):
             message = f"[{start}, {end}] is empty: a window ends before its second number"
             raise SpecError(message, param=place, code="bad_selector")
     return Picks(tokens=frozenset(tokens), positions=tuple(positions), windows=tuple(windows))

@@ -59,7 +59,9 @@ class StoredVector:
     - HEADS `heads.<l>` [n_heads, d_head], rows of heads left out are zero
     - ERASER `read.<l>`, `write.<l>`, `mean.<l>` [d_model]: x - write (read · (x - mean))
     - SAE `encoder` [features, d_model], `encoder_bias` [features], `decoder` [features, d_model], `decoder_bias`
-      [d_model], for jumprelu `threshold` [features]; metadata `activation` relu, jumprelu or topk, the last with `k`
+      [d_model], for jumprelu `threshold` [features]; metadata `activation` relu, jumprelu or topk, the last with `k`.
+      A feature reads h · encoder row + bias: a dictionary that reads h - decoder_bias (SAELens says so with
+      `apply_b_dec_to_input`) has to be folded first, encoder_bias - encoder · decoder_bias, and is refused until then
 
     metadata: JSON values; always has `model_digest`, None for what is not tied to one model.
     """
@@ -207,6 +209,11 @@ def _check_activation(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
     activation, k = metadata.get("activation"), metadata.get("k")
     if activation not in ("relu", "jumprelu", "topk"):
         raise BadVectorError("activation must be relu, jumprelu or topk", code="bad_metadata")
+    if metadata.get("apply_b_dec_to_input", False) is not False:
+        message = (
+            "this dictionary reads h - decoder_bias: fold that into encoder_bias, and set apply_b_dec_to_input false"
+        )
+        raise BadVectorError(message, code="bad_metadata")
     if (activation == "jumprelu") != ("threshold" in tensors):
         raise BadVectorError("threshold belongs to jumprelu, and to nothing else", code="wrong_shape")
     if (activation == "topk") != (k is not None):

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from loadtests.bench import report
-from loadtests.bench.measure import PhaseError, Sample, measure
+from loadtests.bench.lineup import PEERS, Lineup
+from loadtests.bench.measure import PhaseError, Sample
 from loadtests.bench.peer import PeerError, RunningPeer, free_port, running
-from loadtests.bench.roster import PEERS, Site, upstream
-from loadtests.bench.scenario import SCENARIOS, Scenario, plan_of
+from loadtests.bench.roster import Site, upstream
+from loadtests.bench.scenario import SCENARIOS
 
 DESCRIPTION = """\
 Measure what a JSON answer and a stream of 200 chunks cost a gateway in CPU time, and what they cost the other peers in
@@ -33,6 +34,8 @@ the same run:
   direct    no proxy at all: what client and upstream take themselves
   floor     a no-op aiohttp + uvloop proxy: the least any gateway built on them can cost
   gateway   Weir, started from this checkout
+  nginx, envoy, vllm-router, portkey, litellm
+            as `make peers` has installed them; one that is not there is named in the table with the reason
 
 CPU time is the scheduler's run time of the peer's processes divided by requests. It leaves out the time spent waiting
 for a core, but caches and clocks of a shared machine still move it: differences below 10 % say nothing (the floor run
@@ -41,7 +44,7 @@ them in turn, and ratios are taken within a round. All traffic stays on loopback
 
 EPILOG = """\
 examples:
-  python -m loadtests.bench                                  the full run, below four minutes
+  python -m loadtests.bench                                  the full run, about a quarter of an hour
   python -m loadtests.bench --quick --peers direct,floor     does it work at all? some seconds, rough numbers
   python -m loadtests.bench --markdown docs/benchmarks.md    and fill the table of the documentation
 
@@ -57,8 +60,8 @@ def main() -> int:
     samples: list[Sample] = []
     try:
         with ExitStack() as stack:
-            peers = start_peers(arguments, stack, console)
-            samples.extend(measured_rounds(arguments, peers, console))
+            lineup = start_peers(arguments, stack, console)
+            samples.extend(measured_rounds(arguments, lineup, console))
     except (PeerError, PhaseError) as error:
         console.print(f"bench: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -66,7 +69,8 @@ def main() -> int:
         console.print("bench: interrupted; all processes stopped")
         return 130
     elapsed_s = time.monotonic() - started_s
-    publish(samples, arguments, conditions=conditions(arguments, load_before=load_before, elapsed_s=elapsed_s))
+    measured = conditions(arguments, load_before=load_before, elapsed_s=elapsed_s)
+    publish(samples, arguments, conditions="\n".join([measured, *lineup.remarks()]), missing=lineup.missing)
     return 1 if complaints(samples, console) else 0
 
 
@@ -134,7 +138,7 @@ def positive(word: str) -> int:
     return number
 
 
-def start_peers(arguments: argparse.Namespace, stack: ExitStack, console: Console) -> list[RunningPeer]:
+def start_peers(arguments: argparse.Namespace, stack: ExitStack, console: Console) -> Lineup:
     """Upstreams first, then the peers; `stack` stops them all in reverse order."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-bench-")))
     site = Site(
@@ -147,30 +151,27 @@ def start_peers(arguments: argparse.Namespace, stack: ExitStack, console: Consol
         upstream("upstream-burst", port=site.burst_port, pace_ms=0),
         upstream("upstream-paced", port=site.paced_port, pace_ms=arguments.pace_ms),
     )
-    started = []
-    for peer in (*upstreams, *(PEERS[name](site) for name in arguments.peers)):
-        with console.status(f"starting {peer.name}"):
-            started.append(stack.enter_context(running(peer, directory=directory)))
-    return started[len(upstreams) :]
+    for peer in upstreams:
+        stack.enter_context(running(peer, directory=directory))
+    lineup = Lineup()
+    lineup.start(arguments.peers, site, stack, console)
+    return lineup
 
 
-def measured_rounds(arguments: argparse.Namespace, peers: Sequence[RunningPeer], console: Console) -> Iterator[Sample]:
+def measured_rounds(arguments: argparse.Namespace, lineup: Lineup, console: Console) -> Iterator[Sample]:
     """All phases of all rounds, interleaved between peers."""
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=arguments.rounds * len(SCENARIOS) * len(peers))
+        task = progress.add_task("", total=arguments.rounds * len(SCENARIOS) * len(lineup.started))
         for round_number in range(1, arguments.rounds + 1):
             for scenario in SCENARIOS:
-                for peer in rotated(peers, round_number):
+                for peer in rotated(lineup.started, round_number):
                     progress.update(task, description=f"{round_number}: {scenario.name}, {peer.peer.name}")
-                    yield phase(arguments, scenario, peer, round_number)
+                    limits = {"requests": arguments.requests, "seconds": arguments.seconds}
+                    sample = lineup.measure(scenario, peer, **limits, round_number=round_number)
+                    if sample is not None:
+                        yield sample
                     progress.advance(task)
-
-
-def phase(arguments: argparse.Namespace, scenario: Scenario, peer: RunningPeer, round_number: int) -> Sample:
-    """One measured phase."""
-    plan = plan_of(scenario, peer.peer, requests=arguments.requests, seconds=arguments.seconds)
-    return measure(peer, scenario, plan, round_number=round_number)
 
 
 def rotated(peers: Sequence[RunningPeer], by: int) -> list[RunningPeer]:
@@ -179,7 +180,9 @@ def rotated(peers: Sequence[RunningPeer], by: int) -> list[RunningPeer]:
     return [*peers[first:], *peers[:first]]
 
 
-def publish(samples: Sequence[Sample], arguments: argparse.Namespace, *, conditions: str) -> None:
+def publish(
+    samples: Sequence[Sample], arguments: argparse.Namespace, *, conditions: str, missing: Mapping[str, str]
+) -> None:
     """The table to stdout, and to the files that were asked for."""
     order = {name: position for position, name in enumerate(arguments.peers)}
     samples = sorted(samples, key=lambda sample: order[sample.peer])
@@ -189,18 +192,21 @@ def publish(samples: Sequence[Sample], arguments: argparse.Namespace, *, conditi
         table.add_column(column, justify="left" if column == "peer" else "right")
     for row in summary:
         table.add_row(*row.cells())
+    for name in missing:
+        table.add_row(*report.missing_cells(name))
     # A pipe has no width of its own; rich would fold the table to 80 columns there.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     if arguments.json:
         results = {
             "conditions": conditions,
+            "missing": dict(missing),
             "summary": [asdict(row) for row in summary],
             "samples": [asdict(sample) for sample in samples],
         }
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if arguments.markdown:
         document = arguments.markdown.read_text()
-        arguments.markdown.write_text(report.filled(document, report.markdown(samples, conditions)))
+        arguments.markdown.write_text(report.filled(document, report.markdown(samples, conditions, missing=missing)))
 
 
 def conditions(arguments: argparse.Namespace, *, load_before: float, elapsed_s: float) -> str:

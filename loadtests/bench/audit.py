@@ -19,7 +19,7 @@ from loadtests.bench.__main__ import complaints, conditions, positive, rotated
 from loadtests.bench.measure import PhaseError, Sample, measure
 from loadtests.bench.peer import REPOSITORY, Peer, PeerError, free_port, module, running
 from loadtests.bench.report import NOTHING, Spread, filled, spread_of
-from loadtests.bench.roster import Site, gateway, upstream
+from loadtests.bench.roster import AUDITORS, Site, auditor, gateway, upstream
 from loadtests.bench.scenario import BURST, PACED, plan_of
 from tests.loadtests import unrecorded
 
@@ -34,7 +34,6 @@ Measure the audit log in two ways, several rounds of each, one kind after the ot
 BEGIN, END = "<!-- audit:begin -->", "<!-- audit:end -->"
 SCENARIOS = (BURST, PACED)
 NO_LOG, BARE, AGAIN, FULL = "none", "no auditors", "no auditors, once more", "two auditors"
-AUDITORS = ("anna", "boris")
 PACE_MS = 5.0
 Line = Mapping[str, object]  # one measurement of the log alone
 
@@ -126,12 +125,6 @@ def without_log(peer: Peer) -> Peer:
     """The same gateway, started by a program that takes its audit log out. No policy can say so."""
     python, (_, _, *arguments) = peer.argv[0], peer.argv[1:]
     return replace(peer, argv=(python, "-P", str(unrecorded.PROGRAM), *arguments))
-
-
-def auditor(directory: Path, name: str) -> str:
-    """An auditor's public key, as a policy has it."""
-    command = module("gateway", "keys", "auditor", name, "--out", str(directory / f"{name}.key"))
-    return subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def gateways_table(samples: Sequence[Sample]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 30.0  # the slowest peer known needs about ten seconds to import
+START_TIMEOUT_S = 120.0  # the slowest peer known needs about ten seconds to import, and a busy machine ten times that
 STOP_TIMEOUT_S = 3.0
 STDERR_TAIL_LINES = 30
 

@@ -1,6 +1,6 @@
 """Samples → one row per peer → tables. Medians over rounds; ratios and differences are taken within a round first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -149,11 +149,18 @@ def difference(ours: float, theirs: float) -> float:
     return ours - theirs
 
 
-def markdown(samples: Sequence[Sample], conditions: str) -> str:
-    """The table as Markdown, under a line that says what it was measured on."""
+def markdown(samples: Sequence[Sample], conditions: str, *, missing: Iterable[str] = ()) -> str:
+    """The table as Markdown, under lines that say what it was measured on. Peers that are missing stand in it by name."""
     lines = [COLUMNS, tuple("---" if index == 0 else "--:" for index in range(len(COLUMNS)))]
     lines += [tuple(row.cells()) for row in rows(samples)]
-    return f"{conditions}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines += [tuple(missing_cells(peer)) for peer in missing]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([*conditions.splitlines(), table])
+
+
+def missing_cells(peer: str) -> list[str]:
+    """The row of a peer that could not take part; why not stands above the table."""
+    return [peer, "missing", *([NOTHING] * (len(COLUMNS) - 2))]
 
 
 def filled(document: str, table: str, *, begin: str = BEGIN, end: str = END) -> str:

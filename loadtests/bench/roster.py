@@ -1,12 +1,15 @@
-"""The peers that the bench knows. A new one is a function from a site to a Peer, and a line in PEERS."""
+"""What the bench starts of ours: the upstreams, no proxy, the floor and the gateway, each a function from a site to a Peer."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.peer import Peer, Target, free_port, module
+from loadtests.bench.peer import REPOSITORY, Peer, Target, free_port, module
+
+AUDITORS = ("anna", "boris")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,17 @@ def gateway(
     )
 
 
+def sealing_gateway(site: Site) -> Peer:
+    """Weir with all that can be asked of it: what was said is also sealed, to two auditors."""
+    return gateway(site, auditors=[auditor(site.directory, name) for name in AUDITORS])
+
+
+def auditor(directory: Path, name: str) -> str:
+    """An auditor's public key, as a policy has it."""
+    command = module("gateway", "keys", "auditor", name, "--out", str(directory / f"{name}.key"))
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def gateway_policy(
     site: Site, directory: Path, *, port: int, admin_port: int, ledger: str, budget: str, auditors: Sequence[str]
 ) -> str:
@@ -104,6 +118,3 @@ tenants:
 audit: {{directory: "{directory}/audit", auditors: {json.dumps(list(auditors))}}}
 ledger: {ledger}
 """
-
-
-PEERS: dict[str, Callable[[Site], Peer]] = {"direct": direct, "floor": floor, "gateway": gateway}

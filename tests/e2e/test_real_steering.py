@@ -132,6 +132,18 @@ def test_every_operation_on_a_direction_passes_and_is_reported(real: Gateway, mo
     assert report["relative_dose"] > 0
 
 
+def test_easysteers_spelling_is_answered_like_our_own(real: Gateway, mood: str) -> None:
+    every = {"prefill_trigger_tokens": [-1], "generate_trigger_tokens": [-1]}
+    theirs = ask(real, steer_vector_request={"steer_vector_local_path": mood, "scale": 0.5, **every})
+    use = {"id": mood, "scale": 0.5, "apply": {"prompt": "all", "generation": "all"}}
+    ours = ask(real, steering={"vectors": [use], "conflict": "priority"})
+    assert theirs.status == 200, theirs.body
+    assert theirs.json["steering"] == ours.json["steering"]
+    assert theirs.json["choices"] == ours.json["choices"]
+    foreign = ask(real, CAROL, steer_vector_request={"steer_vector_local_path": "manners", **every})
+    assert (foreign.status, foreign.error["code"]) == (400, "unknown_vector")
+
+
 def test_vectors_are_combined_calibrated_and_evaluated(real: Gateway, mood: str) -> None:
     made = post(real, "vectors/combine", {"id": "half", "terms": [{"id": mood, "weight": 0.5}]})
     assert (made.status, made.json["kind"], made.json["layers"]) == (201, "direction", [LAYER])

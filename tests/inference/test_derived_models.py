@@ -320,6 +320,7 @@ async def test_answers_of_a_model_that_is_deleted_come_to_their_end(client, deri
         ({"vectors": ["eraser"]}, 400, "wrong_kind"),
         ({"vectors": ["foreign"]}, 400, "wrong_model"),
         ({"vectors": ["short"]}, 400, "wrong_dimension"),
+        ({"vectors": ["v", "against"]}, 400, "dependent_directions"),
         ({"strength": 1}, 400, "unknown_field"),
     ],
 )
@@ -327,6 +328,7 @@ async def test_a_bad_orthogonalisation_is_refused_before_anything_runs(client, c
     await upload(client, "v")
     store = client.service.store
     ones, none = torch.ones(576), {"model_digest": None}
+    store.add(direction(id="against", values={4: -3 * store.get("v").tensors["direction.12"]}, metadata=none))
     store.add(direction(id="many", values={3: ones, 4: ones}, metadata=none))
     store.add(direction(id="foreign", values={3: ones}, metadata={"model_digest": "0" * 64}))
     store.add(direction(id="short", values={3: torch.ones(64)}, metadata=none))

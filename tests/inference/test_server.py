@@ -378,3 +378,10 @@ async def test_health_models_and_capabilities_answer(client):
     client.service.is_draining = True
     assert (await client.call("GET", "/readyz"))[0] == 503
     assert (await client.chat(max_tokens=1))[0] == 503
+
+
+async def test_livez_says_when_the_engine_has_failed(client):
+    assert (await client.call("GET", "/livez"))[0] == 200
+    client.service.engine._has_failed = True
+    status, body = await client.call("GET", "/livez")
+    assert (status, body["error"]["code"]) == (503, "engine_failed")

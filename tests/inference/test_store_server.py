@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from typing import Any
 
 import aiohttp
@@ -82,6 +83,16 @@ async def test_a_file_that_cannot_be_right_is_refused_and_nothing_is_stored(clie
     assert (got, body["error"]["code"]) == (status, code)
     assert [vector.id for vector in client.service.store.all()] == ["taken"]
     assert client.service.imports._value == 2  # every place is free again
+
+
+async def test_a_list_can_be_asked_for_by_the_beginning_of_its_ids(client):
+    for vector_id in ("ab-x", "ab-y", "abc"):
+        client.service.store.add(example(Kind.DIRECTION, id=vector_id))
+    _, listed = await client.call("GET", f"{VECTORS}?prefix=ab-")
+    assert [one["id"] for one in listed["data"]] == ["ab-x", "ab-y"]
+    assert len((await client.call("GET", VECTORS))[1]["data"]) == 3
+    status, error = await client.call("GET", f"{VECTORS}?prefixes=ab-")
+    assert (status, error["error"]["param"]) == (400, "prefixes")
 
 
 async def test_a_file_above_the_cap_is_refused_announced_or_not(client):
@@ -333,6 +344,26 @@ async def test_followers_who_leave_or_never_read_cost_nothing_and_their_number_i
             stream.close()
     await until(lambda: client.service.jobs.watchers == 0)
     assert client.service.jobs._watchers == {}
+
+
+async def test_a_client_that_hangs_up_while_its_job_is_being_entered_leaves_none_that_waits_for_ever(
+    client, monkeypatch
+):
+    body = {"id": "v", "method": "mean_difference", "layer": 3, "positive": ["yes"], "negative": ["no"], "job_id": "j"}
+    table, entered = client.service.jobs, threading.Event()
+    real = table.open
+
+    def slow(job_id: str, *, kind: JobKind):
+        entered.set()
+        time.sleep(0.2)  # the disk takes its time, and meanwhile the client is gone
+        return real(job_id, kind=kind)
+
+    monkeypatch.setattr(table, "open", slow)
+    asking = asyncio.create_task(client.call("POST", "/v1/steering/extract", body))
+    await until(entered.is_set)
+    asking.cancel()
+    await until(lambda: (job := table.get("j")) is not None and job.is_over)
+    assert table.get("j").status == "succeeded"
 
 
 async def test_jobs_are_listed_and_outlive_the_server(client, tmp_path):

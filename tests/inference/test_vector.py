@@ -105,6 +105,9 @@ def test_an_id_is_a_file_name_that_stays_where_it_is(vector_id: str):
         ({"activation": "topk", "k": True}, False, False),
         ({"activation": "topk", "k": 1.5}, False, False),
         ({"activation": "gelu"}, False, False),
+        ({"activation": "relu", "apply_b_dec_to_input": False}, False, True),
+        ({"activation": "relu", "apply_b_dec_to_input": True}, False, False),
+        ({"activation": "relu", "apply_b_dec_to_input": 1}, False, False),
         ({}, False, False),
     ],
 )

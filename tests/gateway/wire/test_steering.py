@@ -157,8 +157,18 @@ def test_nothing_that_was_not_given_is_sent_and_all_that_was_given_is(kind):
     """Every field of every request, at once: what is on the list reaches the backend, and names only in the tenant's space."""
     parse, call, body = STARTS[kind]
     more = {
-        "extract": {"token": -2, "chat": True, "params": {"c": 0.5, "labels": [True, False], "first_words": ["I"]}},
-        "select": {"layers": "all", "chat": True, "params": {"seed": 1, "kl_nats_max": 0.2, "depth_max": 0.5}},
+        "extract": {
+            "token": -2,
+            "chat": True,
+            "paired": False,
+            "params": {"c": 0.5, "labels": [True, False], "first_words": ["I"]},
+        },
+        "select": {
+            "layers": "all",
+            "chat": True,
+            "paired": True,
+            "params": {"seed": 1, "kl_nats_max": 0.2, "depth_max": 0.5},
+        },
         "calibrate": {"chat": True, "answer_tokens": 8, "target_kl_nats": 2.0, "quantile": 0.5, "tolerance": 0.1},
         "evaluate": {
             "side": "positive",

@@ -136,6 +136,15 @@ def test_what_is_no_list_of_vectors_is_malformed(body):
         decode(HandlesDecoder("vectors", tenant="acme"), body)
 
 
+def test_a_vector_with_figures_for_very_many_layers_is_read():
+    figures = {"norm": 1 / 3, "residual_norm": 100 / 3, "mean_pairwise_cosine": 1 / 7, "d_prime": 5 / 3}
+    vector = {"kind": "direction", "layers": [3], "layer_figures": [{"layer": at, **figures} for at in range(256)]}
+    [numbers, _] = decode(VectorDecoder(), vector)
+    assert isinstance(numbers, Numbers)
+    with pytest.raises(Malformed):
+        decode(VectorDecoder(), {**vector, "more": "x" * 2**18})
+
+
 def test_a_list_is_bounded():
     rows = listed({f"v{at}": {"kind": "direction", "layers": [1]} for at in range(VECTORS_LISTED_MAX + 1)})
     decode(HandlesDecoder("vectors", tenant="acme"), {"data": rows[1:]})
@@ -204,6 +213,8 @@ def test_questions_are_asked_in_the_tenants_own_space_and_lists_are_sorted_out_h
     assert vector_call("calm", RULES, tenant="acme").upstream_path == "/v1/steering/vectors/" + upstream_handle(
         "acme", "calm"
     )
-    assert list_call("vectors", RULES, tenant="acme").upstream_path == "/v1/steering/vectors"
+    assert list_call("vectors", RULES, tenant="acme").upstream_path == "/v1/steering/vectors?prefix=" + upstream_handle(
+        "acme", ""
+    )
     assert list_call("models", RULES, tenant="acme").upstream_path == "/v1/models"
     assert all(list_call(sort, RULES, tenant="acme").stateful for sort in ("vectors", "models"))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from inference.extraction import methods
 from inference.extraction.ccs import ccs
 from inference.extraction.lat import lat
 from inference.extraction.logistic import logistic
 from inference.extraction.mean_difference import mean_difference
-from inference.extraction.methods import Method, Params, find_direction
+from inference.extraction.methods import Method, Params, find_direction, find_eraser
 from inference.extraction.pca import pca, pca_centred
 from inference.extraction.statistics import DegenerateError, Sides, sides
 from tests.inference.extraction.constructed import SHAPES, pairs
@@ -135,3 +137,20 @@ def test_labels_give_a_probe_its_sign_and_its_accuracy():
 def test_without_labels_a_probe_claims_no_separation():
     both, _ = statements()
     assert run(find_direction(Method.CCS, both, Params())).figures.d_prime is None
+
+
+@pytest.mark.parametrize(("find", "name"), [(find_direction, "lat"), (find_eraser, "leace")])
+def test_whoever_waits_for_a_long_decomposition_may_do_other_things_meanwhile(monkeypatch, find, name):
+    may_end = threading.Event()
+    real = getattr(methods, name)
+
+    def slow(*rows, **options):
+        assert may_end.wait(20)
+        return real(*rows, **options)
+
+    monkeypatch.setattr(methods, name, slow)
+    both = sides(torch.randn(8, 4) + 2, torch.randn(8, 4), is_paired=True)
+    finding = find(Method(name), both, *([Params()] if name == "lat" else []))
+    assert [next(finding) for _ in range(3)] == [0.0, 0.0, 0.0]
+    may_end.set()
+    assert run(finding).figures.norm > 0

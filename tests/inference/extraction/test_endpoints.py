@@ -108,10 +108,12 @@ BAD_SELECTIONS = [
     ({"layers": "most"}, "layers", "invalid_value"),
 ]
 UNKNOWN = {"vectors": [{"id": "nobody", "op": "add"}]}
+SCALE_MISSING = {"vectors": [{"id": "mood", "op": "scale_projection"}]}
 NO_SCALE = {"vectors": [{"id": "mood", "op": "cap", "params": {"high": 1.0}}]}
 BAD_CALIBRATIONS = [
     ({"steering": UNKNOWN}, "steering.vectors[0].id", "unknown_vector"),
     ({"steering": {"vectors": [{"id": "mood", "op": "dance"}]}}, "steering.vectors[0].op", "unknown_op"),
+    ({"steering": SCALE_MISSING}, "steering.vectors[0].scale", "bad_scale"),
     ({"steering": NO_SCALE}, "steering", "no_scale"),
     ({"steering": {"vectors": []}}, "steering", "no_scale"),
     ({"prompts": None}, "prompts", "invalid_value"),
@@ -124,6 +126,7 @@ BAD_CALIBRATIONS = [
     ({"answer_tokens": 10_000}, "answer_tokens", "invalid_value"),
 ]
 BAD_EVALUATIONS = [
+    ({"steering": SCALE_MISSING}, "steering.vectors[0].scale", "bad_scale"),
     ({"steering": UNKNOWN}, "steering.vectors[0].id", "unknown_vector"),
     ({"scales": []}, "scales", "invalid_value"),
     ({"scales": [1, 1.0]}, "scales", "invalid_value"),

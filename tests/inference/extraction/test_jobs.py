@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import math
 import pytest
 import torch
 
+from inference.extraction import calibrating
 from inference.extraction.answers import answer_plainly, compare
 from inference.extraction.calibrating import Calibration, calibrate
 from inference.extraction.divergence import kl_nats, quantile
@@ -367,6 +369,34 @@ def test_calibration_refuses_what_cannot_be_reached(lab, loaded, encode, steerin
     with pytest.raises(JobError) as failed:
         run(calibrate(calibration, lab=lab))
     assert failed.value.code == "unreachable"
+
+
+def test_a_scale_at_which_a_single_token_is_no_number_is_too_large(lab, loaded, encode, steering_at, monkeypatch):
+    _, at_scale = steering_at
+    seen: list[float] = []
+
+    def broken_above_a_half(plain, scale, *, lab):
+        compared = yield from compare(plain, at_scale(scale), lab=lab)
+        seen.append(scale)
+        kl = torch.full_like(compared.kl_nats, 2 * scale)
+        if scale > 0.5:
+            kl[0] = math.nan
+        return dataclasses.replace(compared, kl_nats=kl)
+
+    monkeypatch.setattr(calibrating, "compare", broken_above_a_half)
+    calibration = Calibration(
+        prompts=encode(PROMPTS[:1], chat=True),
+        answer_tokens=24,
+        end_ids=loaded.end_ids,
+        target_nats=1.2,
+        quantile=0.5,
+        tolerance=0.02,
+        scale_max=4.0,
+        steering_at=lambda scale: scale,
+    )
+    with pytest.raises(JobError) as failed:  # 0.6 would be the scale, and its mean no number
+        run(calibrate(calibration, lab=lab))
+    assert (failed.value.code, max(seen)) == ("unreachable", 1.0)
 
 
 def words(loaded, prompt, texts) -> tuple[Passage, ...]:

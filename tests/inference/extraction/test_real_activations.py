@@ -53,7 +53,7 @@ def test_erasers_leave_the_training_means_equal_and_leace_moves_points_less(fitt
     fitted, held_out = fitted_and_held_out
     moved = {}
     for method in (Method.LEACE, Method.ERASE_MEAN):
-        found = find_eraser(method, fitted)
+        found = run(find_eraser(method, fitted))
         after = sides(found.eraser(fitted.positive), found.eraser(fitted.negative), is_paired=True)
         assert float((after.positive.mean(0) - after.negative.mean(0)).norm()) < 1e-6
         before = accuracy(fitted.mean_difference, held_out, threshold=float(middle(fitted)))

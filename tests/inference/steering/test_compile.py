@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from inference.steering.kernels import Affine
 from inference.steering.points import Point, Site
 from inference.steering.spec import SpecError
-from tests.inference.steering.world import World
+from tests.inference.steering.world import Shelf, World
 
 ADD: dict[str, Any] = {"id": "a", "op": "add"}
 WHEN: dict[str, Any] = {"id": "b", "layer": 1, "above": 0.1}
@@ -65,6 +66,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"op": "set_projection", "params": {"value": "mean:harmless"}}, "unknown_mean", "params.value"),
     ({"op": "set_projection", "params": {"value": "positive"}}, "unknown_mean", "params.value"),
     ({"op": "set_projection", "id": "b", "params": {"value": "mean:positive"}}, "unknown_mean", "params.value"),
+    ({"op": "set_projection", "layers": [0], "params": {"value": "mean:positive"}}, "unknown_mean", "params.value"),
+    ({"op": "set_projection", "layers": "all", "params": {"value": "mean:positive"}}, "unknown_mean", "params.value"),
+    ({"op": "set_projection", "id": "averaged", "params": {"value": "mean:all"}}, "unknown_mean", "params.value"),
+    (
+        {"op": "set_projection", "point": "mlp_output", "params": {"value": "mean:positive"}},
+        "unknown_mean",
+        "params.value",
+    ),
+    ({"op": "set_projection", "id": "odd", "params": {"value": "mean:yes"}}, "unknown_mean", "params.value"),
+    ({"op": "set_projection", "id": "odd", "params": {"value": "mean:huge"}}, "bad_params", "params.value"),
     ({"op": "cap"}, "bad_params", "params"),
     ({"op": "cap", "params": {"low": 1.0, "high": 0.5}}, "bad_params", "params.low"),
     ({"op": "cap", "params": {"low": -math.inf}}, "bad_params", "params.low"),
@@ -77,6 +88,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"op": "sae", "id": "relu", "params": {"feature": 96, "mode": "add"}}, "bad_feature", "params.feature"),
     ({"op": "sae", "id": "relu", "params": {"feature": -1, "mode": "add"}}, "bad_feature", "params.feature"),
     ({"op": "sae", "id": "relu", "params": {"feature": 1, "mode": "mute"}}, "bad_params", "params.mode"),
+    ({"op": "sae", "id": "dead", "params": {"feature": 5, "mode": "add"}}, "bad_feature", "params.feature"),
+    (
+        {"op": "sae", "id": "dead", "scale": 2.0, "params": {"feature": 5, "mode": "pin"}},
+        "bad_feature",
+        "params.feature",
+    ),
     ({"op": "sae", "id": "relu"}, "bad_params", "params"),
     ({"apply": {"prompt": {}}}, "bad_selector", "apply.prompt"),
     ({"apply": {"prompt": {"tokens": []}}}, "bad_selector", "apply.prompt"),
@@ -84,6 +101,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"apply": {"generation": {"tokens": [-1]}}}, "bad_selector", "apply.generation.tokens[0]"),
     ({"apply": {"generation": {"positions": [0, -1]}}}, "bad_selector", "apply.generation.positions[1]"),
     ({"apply": {"generation": {"windows": [[-3, -1]]}}}, "bad_selector", "apply.generation.windows[0]"),
+    ({"apply": {"prompt": {"windows": [[-3, 0]]}}}, "bad_selector", "apply.prompt.windows[0]"),
     ({"apply": {"prompt": {"windows": [[4, 4]]}}}, "bad_selector", "apply.prompt.windows[0]"),
     ({"apply": {"prompt": {"windows": [[0, 1], [-2, -3]]}}}, "bad_selector", "apply.prompt.windows[1]"),
     ({"apply": {"prompt": {"positions": [10**9]}}}, "bad_selector", "apply.prompt.positions[0]"),
@@ -101,6 +119,23 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
+@pytest.fixture
+def tiny(tiny: World) -> World:
+    """With objects that are stored rightly and can be asked for wrongly."""
+    shelf = Shelf(tiny.shelf)
+    means = {"positive": 3.0, "negative": -2.0, "all": 0.5}
+    shelf["averaged"] = dataclasses.replace(
+        shelf["everywhere"], metadata={"model_digest": None, "projection_means": means, "selected_layer": 1}
+    )
+    shelf["odd"] = dataclasses.replace(
+        shelf["a"], metadata={"model_digest": None, "projection_means": {"yes": True, "huge": 1e300}}
+    )
+    decoder = shelf["relu"].tensors["decoder"].clone()
+    decoder[5] = 0
+    shelf["dead"] = dataclasses.replace(shelf["relu"], tensors={**shelf["relu"].tensors, "decoder": decoder})
+    return dataclasses.replace(tiny, shelf=shelf)
+
+
 @pytest.mark.parametrize(("change", "code", "param"), WRONG)
 def test_a_wrong_spec_is_refused_with_its_place_and_code(tiny: World, change, code: str, param: str):
     before = tiny.model.forward_passes
@@ -108,6 +143,12 @@ def test_a_wrong_spec_is_refused_with_its_place_and_code(tiny: World, change, co
         tiny.compiled({"id": "b", "op": "add"}, ADD | change)
     assert (refused.value.code, refused.value.param) == (code, f"steering.vectors[1].{param}")
     assert tiny.model.forward_passes == before
+
+
+def test_a_mean_is_set_where_it_was_measured(tiny: World):
+    use = {"id": "averaged", "op": "set_projection", "params": {"value": "mean:positive"}}
+    [(site, [step])] = tiny.compiled(use | {"layers": [1]}).steps.items()
+    assert (site, step.kernels[0].offset) == (Site(1, Point.BLOCK_OUTPUT), 3.0)
 
 
 def test_whole_specs_are_bounded(tiny: World):
