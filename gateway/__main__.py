@@ -6,7 +6,21 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from gateway.commands import audit, check, claims, dictionary, keys, ledger, licence, schema, serve, status, up
+from gateway.commands import (
+    audit,
+    check,
+    claims,
+    dictionary,
+    doctor,
+    keys,
+    ledger,
+    licence,
+    schema,
+    serve,
+    status,
+    steer,
+    up,
+)
 
 _DESCRIPTION = """\
 Weir is an egress gateway for model inference. It stands at the only exit of the inference servers, charges every bit
@@ -17,10 +31,12 @@ examples:
   weir up                        start the demonstration: a real model, a gateway in front of it, a key to try it with
   weir check weir.yaml           check a policy without starting anything, and print what it promises
   weir serve --policy weir.yaml  run the gateway
+  weir doctor --from engine      try to get out another way, from the engine's place
   weir status                    watch the budgets of a running gateway
   weir ledger show               look at the accounts and leases behind them
   weir audit verify ./var/audit  verify the log of everything that left
   weir licence show              who signed the operating licence, and how long it lasts
+  weir steer try mood "Hello"    ask the plain model and the steered one side by side
   weir keys new-tenant acme      make an API key and the lines of policy that admit it
 
 exit status: 0 done, 1 failed, 2 wrong usage, 78 the policy has mistakes"""
@@ -33,7 +49,8 @@ def main() -> int:
     )
     parser.add_argument("--version", action="version", version=f"weir {version('weir')}")
     parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (up, serve, check, status, claims, ledger, audit, keys, licence, dictionary, schema):
+    commands = (up, serve, check, doctor, status, claims, ledger, audit, keys, licence, steer, dictionary, schema)
+    for command in commands:
         command.add(parsers)
     arguments = parser.parse_args()
     result: int = arguments.run(arguments)

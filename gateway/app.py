@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +17,6 @@ from gateway import log
 from gateway.audit.cosignatures import Cosignatures
 from gateway.audit.log import SignedLog
 from gateway.audit.witnessed import Witnessed
-from gateway.authority import Denied
 from gateway.claims import Claims
 from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
@@ -27,21 +25,29 @@ from gateway.edge.public import PublicServer
 from gateway.edge.scorer import HttpScorer
 from gateway.edge.strict import assert_strict
 from gateway.edge.upstream import HttpUpstream
+from gateway.foundation import (
+    accounts_in_use,
+    codes_digest,
+    cosignatures,
+    licensed,
+    log_root,
+    meters_of,
+    settle_past,
+    unchangeable,
+)
 from gateway.guard import guarded, keep_guard
 from gateway.holdings import Holdings, in_purse
-from gateway.host.process import CannotServe
 from gateway.leases import Leases
 from gateway.ledger.fenced import FencedLedger
 from gateway.listening import bound, port_of, site_on
-from gateway.meters.zstd import ZstdMeter
 from gateway.metrics import Metrics, Registry
+from gateway.overview import Overviews
 from gateway.parts import policy_loaded, tallies
-from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Meter, Upstream
+from gateway.ports import AuditFailed, AuditLog, Clock, Ledger, LedgerUnavailable, Upstream
 from gateway.record import Leaf, LicenceLapsed, Refusals, Started, Stopped
-from gateway.recovery import recover
 from gateway.refills import Refills
 from gateway.relay import Relay
-from gateway.serving import Serving, serving
+from gateway.serving import serving
 from gateway.session import Session
 from gateway.settle import Settler
 from gateway.signals import handle_signals
@@ -110,6 +116,8 @@ class Gateway:
         self.leases = Leases(
             ledger=self.ledger, clock=self.clock, record=self.tick.record, flush=self.tick.flush, log=log.problem
         )
+        self.metrics.leases_open.set_function(lambda: len(self.leases.open_leases()))
+        self.metrics.leases_until.set_function(lambda: self.clock.wall_s() + self.leases.left_s())
         self._refills = Refills(
             leases=self.leases,
             metrics=self.metrics,
@@ -176,11 +184,19 @@ class Gateway:
             metrics=self.metrics,
             started_s=self._started_s,
         )
+        self._overviews = Overviews(
+            standing=self.status.standing,
+            registry=self._registry,
+            unready=self.unready,
+            log_root=lambda: log_root(self._signed),
+            clock=self.clock,
+        )
         self._admin = AdminServer(
             registry=self._registry,
             status=self.status.snapshot,
             claims=self.claims.document,
             unready=self.unready,
+            overview=self._overviews.now,
         )
 
     async def run(self) -> None:
@@ -319,6 +335,7 @@ class Gateway:
             tasks.create_task(self.witnessed.run())
             if self._signed is not None:
                 tasks.create_task(self._signed.run())
+                tasks.create_task(self._overviews.run())
             if self._cosignatures is not None:
                 tasks.create_task(self._cosignatures.run())
             if self._guard is not None:
@@ -439,60 +456,3 @@ async def _ended(core: asyncio.Task[None]) -> None:
             await core
     except* AuditFailed as group:
         raise group.exceptions[0] from None
-
-
-def accounts_in_use(serving: Serving, clock: Clock) -> Collection[str]:
-    """The ids of all accounts that a request could touch now."""
-    return {account.id for account in serving.accounts.all(now_s=clock.wall_s())}
-
-
-async def settle_past(*, ledger: Ledger, audit: AuditLog, clock: Clock, holders: Collection[str] | None = None) -> None:
-    """What these holders (or all of this log) left behind when they crashed goes back, as far as the log proves it."""
-    recovery = await recover(ledger=ledger, audit=audit, clock=clock, holders=holders)
-    if recovery.returned_bits:
-        log.event("recovered", returned_bits=dict(recovery.returned_bits))
-    for holder in recovery.stale:
-        log.problem(
-            "this audit log is older than what the ledger heard from its holder; nothing is returned", holder=holder
-        )
-
-
-def meters_of(policy: Policy) -> Sequence[Meter]:
-    """The codes that settle an answer in this process."""
-    if "zstd" not in policy.meters:
-        return []
-    return [ZstdMeter(Path(policy.dictionary).read_bytes() if policy.dictionary is not None else None)]
-
-
-def codes_digest(policy: Policy, meters: Sequence[Meter]) -> str:
-    """Names the code set: which codes, and the data they depend on. Two digests alike charge alike."""
-    scorer = policy.scorer.code or "" if policy.scorer is not None else ""
-    parts = [*policy.meters, *(meter.digest for meter in meters), scorer, version("weir")]
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()
-
-
-async def licensed(tenure: Tenure, policy: Policy) -> None:
-    """Raises `ConfigError` if the installed licence does not permit what this policy permits."""
-    if policy.licence is None:
-        return
-    found = await tenure.examine(policy)
-    if isinstance(found, Denied):
-        raise ConfigError(f"the licence in {policy.licence.file} does not hold for this policy: {found.detail}")
-
-
-def cosignatures(config: Config, *, audit: SignedLog, clock: Clock, metrics: Metrics) -> Cosignatures | None:
-    """Who asks this log's witnesses, if the policy names any. Raises `CannotServe` if they are another log's."""
-    if config.quorum is None:
-        return None
-    try:
-        return Cosignatures(
-            config.policy.audit, config.quorum, audit=audit, clock=clock, metrics=metrics, log=log.problem
-        )
-    except ValueError as mistake:
-        raise CannotServe(str(mistake)) from mistake
-
-
-def unchangeable(before: Policy, after: Policy) -> list[str]:
-    """What a reload cannot change, because open answers or files depend on it."""
-    names = ("listen", "admin", "release", "meters", "dictionary", "scorer", "audit", "licence", "ledger")
-    return [name for name in names if getattr(before, name) != getattr(after, name)]

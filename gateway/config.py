@@ -39,6 +39,18 @@ class Config:
 
 def load(path: Path) -> Config:
     """Read and check everything. Raises `ConfigError` with all mistakes at once."""
+    return config_of(_text(path), path)
+
+
+def read_policy(path: Path) -> Policy:
+    """The rules alone: neither weights nor other files that they name need to be here. Raises `ConfigError`."""
+    policy = parse(_text(path), name=str(path))
+    if isinstance(policy, Mistakes):
+        raise ConfigError(policy.render())
+    return policy
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(POLICY_BYTES_MAX + 1)
@@ -49,7 +61,7 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: byte {fault.start} is not UTF-8") from fault
     if len(data) > POLICY_BYTES_MAX:
         raise ConfigError(f"{path}: over {POLICY_BYTES_MAX} bytes")
-    return config_of(text, path)
+    return text
 
 
 def config_of(text: str, path: Path) -> Config:

@@ -17,15 +17,6 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from gateway import log
-from gateway.app import (
-    accounts_in_use,
-    codes_digest,
-    cosignatures,
-    licensed,
-    meters_of,
-    settle_past,
-    unchangeable,
-)
 from gateway.audit.batch import Batch
 from gateway.audit.log import SignedLog
 from gateway.audit.witnessed import Witnessed
@@ -34,6 +25,16 @@ from gateway.clock import SystemClock
 from gateway.config import Config, ConfigError, load
 from gateway.edge.admin import AdminServer
 from gateway.edge.strict import assert_strict
+from gateway.foundation import (
+    accounts_in_use,
+    codes_digest,
+    cosignatures,
+    licensed,
+    log_root,
+    meters_of,
+    settle_past,
+    unchangeable,
+)
 from gateway.guard import guarded, keep_guard
 from gateway.holdings import Holdings, together
 from gateway.host.channel import Answers
@@ -55,6 +56,7 @@ from gateway.host.remote import answers as ports_over_channel
 from gateway.host.summing import Values, lasting, summed
 from gateway.listening import bound, port_of, site_on
 from gateway.metrics import Metrics, Registry
+from gateway.overview import Overviews
 from gateway.parts import policy_loaded
 from gateway.ports import AccountLimit, AuditFailed, Clock, LedgerUnavailable
 from gateway.record import Entry, Leaf
@@ -137,8 +139,19 @@ class Keeper:
             lapsed=lambda: None,  # workers see it for themselves
             log=log.problem,
         )
+        self._overviews = Overviews(
+            standing=self.status.standing,
+            registry=self._everybody,
+            unready=self._unready,
+            log_root=lambda: log_root(self._audit),
+            clock=self.clock,
+        )
         self._admin = AdminServer(
-            registry=self._everybody, status=self.status.snapshot, claims=self.claims.document, unready=self._unready
+            registry=self._everybody,
+            status=self.status.snapshot,
+            claims=self.claims.document,
+            unready=self._unready,
+            overview=self._overviews.now,
         )
 
     async def run(self) -> None:
@@ -153,6 +166,7 @@ class Keeper:
         crew = asyncio.create_task(self._crew.run())
         crew.add_done_callback(lambda _: self._stop.set())
         collecting = asyncio.create_task(self._collect_often())
+        remembering = asyncio.create_task(self._overviews.run())
         signing = asyncio.create_task(self._sign())
         asking = asyncio.create_task(self._ask_witnesses())
         looking = asyncio.create_task(self.witnessed.run())
@@ -170,6 +184,7 @@ class Keeper:
         announcing.cancel()
         await self._drain(crew)
         collecting.cancel()
+        remembering.cancel()
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching  # if it failed, so did the keeper

@@ -169,6 +169,10 @@ class Leases:
                 leases.setdefault(lease, {})[name] = bits
         return leases
 
+    def left_s(self) -> float:
+        """For how long what is held may still be used if the store does not answer again; 0 if that is over."""
+        return max(self._until_s - self._clock.monotonic_s(), 0.0)
+
     def unspent_bits(self) -> dict[str, int]:
         """What this holder has been granted and has neither charged nor given back, by account."""
         return {name: bits for name in self._stocks if (bits := self.purse.unspent_bits(name))}

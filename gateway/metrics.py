@@ -13,6 +13,7 @@ from policy.release import Outcome
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside every counter doubles the page and helps nobody
 TICK_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 CODES = ("raw", "zstd", "language_model")
+ACCOUNT = ("owner", "name", "model", "window")  # what tells budgets apart; `model` is empty if all of a tenant's count
 REQUEST_BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -63,28 +64,36 @@ class Metrics:
         self.refunded_bits = Counter(
             "weir_refunded_bits", "Bits given back by settlement.", ["model", "tenant", "code"], registry=r
         )
-        self.budget_limit = Gauge(
-            "weir_budget_limit_bits", "Limit of a budget.", ["owner", "name", "window"], registry=r
+        self.budget_limit = Gauge("weir_budget_limit_bits", "Limit of a budget.", ACCOUNT, registry=r)
+        self.budget_window = Gauge(
+            "weir_budget_window_seconds", "Length of a budget's window; +Inf for a lifetime.", ACCOUNT, registry=r
         )
         self.budget_used = Gauge(
-            "weir_budget_used_bits",
-            "Bits of a budget that left or may have left.",
-            ["owner", "name", "window"],
-            registry=r,
+            "weir_budget_used_bits", "Bits of a budget that left or may have left.", ACCOUNT, registry=r
         )
-        self.budget_reserved = Gauge(
-            "weir_budget_reserved_bits", "Bits held for open answers.", ["owner", "name", "window"], registry=r
-        )
+        self.budget_reserved = Gauge("weir_budget_reserved_bits", "Bits held for open answers.", ACCOUNT, registry=r)
         self.budget_leased = Gauge(
             "weir_budget_leased_bits",
             "Bits granted to this gateway and neither reserved nor used.",
-            ["owner", "name", "window"],
+            ACCOUNT,
             registry=r,
         )
         self.days_to_theft = Gauge(
             "weir_days_to_theft",
             "Days until a thief who takes every bit of the model's budgets has enough; +Inf if a lifetime budget forbids it.",
             ["model", "assumption"],
+            registry=r,
+        )
+        self.theft_bits = Gauge(
+            "weir_theft_bits", "What a thief must carry off under an assumption.", ["model", "assumption"], registry=r
+        )
+        self.theft_assumption = Info(
+            "weir_theft_assumption", "The assumption that the policy makes of a model.", ["model"], registry=r
+        )
+        self.leases_open = Gauge("weir_leases_open", "Open leases of this gateway.", registry=r)
+        self.leases_until = Gauge(
+            "weir_leases_until_timestamp_seconds",
+            "Until when what is leased may be used if the ledger does not answer again.",
             registry=r,
         )
         self.tick_lag = Histogram(

@@ -33,14 +33,17 @@ from gateway.session import BudgetGone, Session, closing_bits, whole_bits_max
 from gateway.settle import Settler
 from gateway.tick import Tick
 from gateway.wire.dialect import Call, Identity
-from gateway.wire.errors import outcome_of_status, refusal_of, rejection_index
+from gateway.wire.errors import outcome_of_status, refusal_of
+from gateway.wire.rejections import REJECTIONS, code_index
 from policy.budget import Account, Hold
 from policy.canonical import Answer, Malformed
 from policy.codelength import BITS_PER_BYTE, choice_bits
 from policy.limits import ANSWER_PENDING_BYTES_MAX, CLIENT_ANSWER_S_MAX, FLOW_BLOCK_BYTES, PARSE_BYTES_MAX
+from policy.progress import Progress
 from policy.refusal import Reason, Refused
 from policy.release import Ending, Outcome, Release
 from policy.rules import Model, Tenant
+from policy.rules import Release as ReleaseRule
 from policy.ticks import CHOICE_BITS
 
 REJECTION_BODY_BYTES_MAX = 64 * 1024  # how much of a backend's 4xx is read for its error code
@@ -173,13 +176,7 @@ class Relay:
             tenant=tenant.name,
             metrics=self._metrics.of(model.name, tenant.name),
             call=call,
-            answer=Answer(
-                quantum_bytes=release.quantum_bytes,
-                answer_bytes_max=call.answer_bytes_max,
-                tools_declared=call.tools_declared,
-                reasoning=call.reasoning,
-                paced=release.schedule == "paced",
-            ),
+            answer=_answer(call, release),
             whole=whole,
             hold=hold,
             accounts=accounts,
@@ -281,7 +278,8 @@ class Relay:
 
     async def _write_all(self, session: Session, client: Client) -> None:
         call = session.call
-        recount = recounts(self.counters, model=call.model, request=call.upstream_body)
+        # What names vectors or jobs has no tokens to count.
+        recount = None if call.stateful else recounts(self.counters, model=call.model, request=call.upstream_body)
         while session.ending is None:
             release = await session.next()
             refused = refusal_of(release.ending) if release.ending is not None else None
@@ -322,7 +320,7 @@ class Relay:
         async with upstream.request(
             method=call.upstream_method, path=call.upstream_path, body=call.upstream_body, stream=call.stream
         ) as response:
-            if response.status not in (200, 202):
+            if response.status not in (200, 202, call.status):
                 await self._rejected(session, response)
             else:
                 await self._read(session, response)
@@ -358,7 +356,7 @@ class Relay:
         outcome = outcome_of_status(response.status, stateful=session.call.stateful)
         if outcome is Outcome.UPSTREAM_ERROR:
             self._failed(session, f"status_{response.status // 100}xx")
-        numbers = (rejection_index(code),) if outcome is Outcome.REJECTED else None
+        numbers = (code_index(REJECTIONS, code),) if outcome is Outcome.REJECTED else None
         session.answer.end(outcome, numbers=numbers)
 
     def _close(self, session: Session) -> None:
@@ -393,6 +391,18 @@ class Relay:
 
     def _now_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
+
+
+def _answer(call: Call, release: ReleaseRule) -> Answer:
+    if call.steps_max is not None:
+        return Progress(steps_max=call.steps_max)
+    return Answer(
+        quantum_bytes=release.quantum_bytes,
+        answer_bytes_max=call.answer_bytes_max,
+        tools_declared=call.tools_declared,
+        reasoning=call.reasoning,
+        paced=release.schedule == "paced",
+    )
 
 
 def _ids(accounts: tuple[Account, ...]) -> tuple[str, ...]:

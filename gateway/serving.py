@@ -61,6 +61,7 @@ def serving(policy: Policy, *, parameters: Mapping[str, int]) -> Serving:
                 embeddings=model.embeddings,
                 dimensions=model.dimensions,
                 token_ids=model.record_token_ids,
+                cache_salted=model.prefix_cache_salt,
                 tokens_max=model.answer_tokens_max,
                 tokens_default=model.answer_tokens_default,
             )

@@ -103,7 +103,7 @@ class Settler:
         session.text_bits, code = min((raw_bits, RAW), cheapest)
         ticks_bits = session.ticks.saving_bits() if session.ending is not None else 0
         self._refund(session, raw_bits - session.text_bits + ticks_bits, code)
-        if self._scorer is not None:
+        if self._scorer is not None and not session.call.stateful:  # a list of handles is no language
             self._enqueue(session)
 
     def _enqueue(self, session: Session) -> None:

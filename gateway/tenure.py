@@ -287,6 +287,19 @@ def amendment_data(rule: LicenceRule) -> bytes | None:
         return None
 
 
+def covered(licence: Licence, policy: Policy, rule: LicenceRule) -> str:
+    """The digest of the policy that the licence must name: an amendment beside it may stand between the two."""
+    data = amendment_data(rule)
+    amendment = read_amendment(data) if data is not None else None
+    if (
+        amendment is not None
+        and not isinstance(amendment, Denied)
+        and amended(amendment, licence, policy, rule) is None
+    ):
+        return licence.terms.policy
+    return policy.digest
+
+
 def in_file(path: Path) -> Licence | Denied:
     """What a licence file holds, as far as it can be read; whether it holds here is not asked."""
     try:

@@ -27,9 +27,12 @@ A small, exact model server for Llama and Qwen2 models, with steering.
       says how many bits texts cost under that model: the gateway's trusted meter
 """
 _SERVE_EPILOG = """\
-endpoints: POST /v1/chat/completions, /v1/completions, /v1/steering/extract, /v1/steering/vectors
-           GET  /v1/models, /v1/capabilities, /v1/steering/vectors[/ID], /v1/jobs/ID, /livez, /readyz
-           DELETE /v1/steering/vectors/ID
+endpoints: POST /v1/chat/completions, /v1/completions, /v1/steering/extract, /v1/steering/orthogonalize,
+                /v1/steering/vectors, /v1/steering/vectors/import, /v1/steering/vectors/combine
+           GET  /v1/models, /v1/capabilities, /v1/steering/datasets, /v1/steering/vectors[/ID[/file]],
+                /v1/jobs[/ID[/events]], /livez, /readyz
+           PATCH /v1/steering/vectors/ID
+           DELETE /v1/steering/vectors/ID, /v1/jobs/ID, /v1/models/ID
 There is no authentication: listen on loopback or on a Unix socket, and put the gateway in front.
 SIGTERM and SIGINT finish the answers in flight (at most 25 s), then exit with status 0.
 Logs are JSON lines on stderr; they never hold prompts or answers.
@@ -80,7 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         help="model directory (safetensors in HF layout) or .gguf file",
     )
     add("--listen", default="127.0.0.1:8001", metavar="ADDR", help="HOST:PORT or unix:PATH (default: %(default)s)")
-    add("--state", type=Path, required=True, metavar="DIR", help="where steering vectors are kept")
+    add(
+        "--state",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where steering vectors, jobs and derived models are kept",
+    )
     add("--model-id", metavar="NAME", help="name clients use (default: from the model's manifest or path)")
     add(
         "--max-batch",
@@ -108,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_between(1, 1 << 30),
         metavar="N",
         help="tokens of all running requests together, prompt and maximal answer (default: what 4 GiB hold)",
+    )
+    add(
+        "--prefix-cache-tokens",
+        type=_between(0, 1 << 30),
+        metavar="N",
+        help="of these, how many prompts that were run may keep for others that begin alike (default: an eighth; 0: none)",
     )
     _add_score(commands)
     return parser
@@ -173,10 +188,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from inference.config import UnsupportedModelError
+    from inference.derived.models import KV_SHARE, DerivedModels
     from inference.engine import Engine
-    from inference.extraction.jobs import JobTable
+    from inference.jobs.table import JobTable
+    from inference.linear import has_bfloat16
     from inference.loading import load
     from inference.log import log_to_stderr
+    from inference.model import Model
     from inference.server.app import make_app
     from inference.server.lifetime import serve
     from inference.server.service import Service
@@ -188,19 +206,42 @@ def _serve(arguments: argparse.Namespace) -> int:
     dtype = torch.float32 if arguments.dtype == "float32" else torch.bfloat16
     try:
         device = torch.device(arguments.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: this PyTorch finds no CUDA device")
+        if dtype == torch.bfloat16 and not has_bfloat16(device):
+            log.warning("bfloat16 is emulated on this processor: float32 is faster and exact")
         # In a thread that ends: OpenMP gives every thread that computes a team of its own, and with more threads than
         # cores its workers sleep between products instead of spinning. Loading here would cost a third of the speed.
         with ThreadPoolExecutor(max_workers=1) as executor:
             loading = executor.submit(load, arguments.model, dtype=dtype, device=device, model_id=arguments.model_id)
             loaded = loading.result()
         kv_bytes_per_token = loaded.config.kv_values_per_token * dtype.itemsize
-        engine = Engine(
-            loaded.model,
-            batch_rows_max=arguments.max_batch,
-            kv_tokens_max=arguments.kv_tokens_max or max(1, KV_BYTES_DEFAULT // kv_bytes_per_token),
-        )
+        kv_tokens_max = arguments.kv_tokens_max or max(1, KV_BYTES_DEFAULT // kv_bytes_per_token)
+
+        prefix_tokens_max = arguments.prefix_cache_tokens
+
+        def engine_for(model: Model, *, kv_share: float = KV_SHARE) -> Engine:
+            return Engine(
+                model,
+                batch_rows_max=arguments.max_batch,
+                kv_tokens_max=max(1, int(kv_tokens_max * kv_share)),
+                prefix_tokens_max=None if prefix_tokens_max is None else int(prefix_tokens_max * kv_share),
+            )
+
         store = VectorStore(arguments.state / "vectors")
-        service = Service(loaded=loaded, engine=engine, store=store, jobs=JobTable())
+        # Recipes are made into weights in a thread that ends, too, for the same reason.
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            opening = executor.submit(
+                DerivedModels,
+                arguments.state / "models",
+                base=loaded,
+                path=arguments.model,
+                engine_for=engine_for,
+            )
+            derived = opening.result()
+        engine = engine_for(loaded.model, kv_share=1.0)
+        jobs = JobTable(arguments.state / "jobs")
+        service = Service(loaded=loaded, engine=engine, store=store, jobs=jobs, derived=derived)
         uvloop.run(serve(make_app(service), service, listen=arguments.listen))
     except (UnsupportedModelError, OSError, ValueError) as error:
         log.error("cannot serve", extra={"reason": str(error)})  # noqa: TRY400 - the sentence is what helps

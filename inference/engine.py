@@ -1,8 +1,8 @@
 """Continuous batching: one thread that owns the model's steps, a bounded queue, and the key-value memory.
 
 Between any two steps requests join and leave. A step is: a bounded piece of prompts, then one token for everybody who
-is past the prompt. Prompts are cut at multiples of `PREFILL_CHUNK_TOKENS` and run one at a time, so that what a
-request computes does not depend on who else is there.
+is past the prompt. Memory is counted in tokens: requests that run reserve theirs for their longest answer, the prefix
+cache has some of what they leave and gives it back when they need it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import logging
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from inference.kv import KvCache
-from inference.limits import PREFILL_CHUNK_TOKENS, PREFILL_STEP_TOKENS_MAX, QUEUE_REQUESTS_MAX
+from inference.limits import PREFILL_STEP_TOKENS_MAX, PREFIX_KV_SHARE, QUEUE_REQUESTS_MAX
 from inference.model import Model, Span
+from inference.prefill import Prefill
 from inference.request import EndReason, EngineRequest, Handle, Refused, RefusedReason, Sequence
 from inference.sampling import sample
-from inference.steering.table import SteeredSpan, SteeringTable
+from inference.steering.table import SteeringTable
 
 _log = logging.getLogger("inference.engine")
 
@@ -30,13 +32,19 @@ Chore = Iterator[None]
 class Engine:
     """Start with `start`, end with `stop`. `submit`, `add_chore` and the counters may be used from any thread."""
 
-    def __init__(self, model: Model, *, batch_rows_max: int, kv_tokens_max: int) -> None:
+    def __init__(
+        self, model: Model, *, batch_rows_max: int, kv_tokens_max: int, prefix_tokens_max: int | None = None
+    ) -> None:
+        """prefix_tokens_max: how much of `kv_tokens_max` the prefix cache may have (a share of it if left out)."""
         self._model = model
+        share = kv_tokens_max // PREFIX_KV_SHARE if prefix_tokens_max is None else prefix_tokens_max
+        self._prefill = Prefill(model, prefix_tokens_max=share)
         self._batch_rows_max, self._kv_tokens_max = batch_rows_max, kv_tokens_max
         self._lock = threading.Condition()
         self._waiting: collections.deque[Sequence] = collections.deque()  # guarded by _lock
         self._chores: collections.deque[Chore] = collections.deque()  # guarded by _lock
         self._stopping = False  # guarded by _lock
+        self._has_failed = False  # guarded by _lock
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
         self._decode_table: SteeringTable | None = None  # None: the batch has changed since it was built
@@ -85,18 +93,65 @@ class Engine:
             return len(self._waiting) + len(self._prefilling) + len(self._decoding)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether its thread ended by a fault: it will answer nothing any more."""
+        with self._lock:
+            return self._has_failed
+
+    @property
+    def prompts_waiting(self) -> int:
+        """Requests whose first token is still to come."""
+        with self._lock:
+            return len(self._waiting) + len(self._prefilling)
+
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that wait for a place in the batch."""
+        return len(self._waiting)
+
+    @property
+    def running_requests(self) -> int:
+        """Requests in the batch, their prompts included."""
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def batch_rows_max(self) -> int:
+        """How many requests run at once at most."""
+        return self._batch_rows_max
+
+    @property
+    def kv_tokens_max(self) -> int:
+        """Tokens of key-value memory there are for running requests."""
+        return self._kv_tokens_max
+
+    @property
     def kv_tokens_reserved(self) -> int:
         """Tokens of key-value memory held by running requests."""
         return sum(sequence.request.kv_tokens for sequence in (*self._prefilling, *self._decoding))
 
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of key-value memory held by the prefix cache."""
+        return self._prefill.prefix.tokens
+
+    def step(self) -> None:
+        """One turn. The engine's thread does nothing else; a benchmark may take its place, and never `start`."""
+        self._drop_cancelled()
+        self._admit()
+        self._prefill_some()
+        self._decode_once()
+        self._advance_chore()
+
     def _run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the number per thread; this one is new
-        while self._await_work():
-            self._drop_cancelled()
-            self._admit()
-            self._prefill_some()
-            self._decode_once()
-            self._advance_chore()
+        try:
+            while self._await_work():
+                self.step()
+        except Exception:  # noqa: BLE001 - whatever it was, those who wait must not wait for ever
+            # A request's own callback, or a bug. Whoever waits is told, nobody new is taken in, and `/livez` says so.
+            _log.exception("the engine has failed")
+            with self._lock:
+                self._stopping = self._has_failed = True
         self._end_everything()
 
     def _await_work(self) -> bool:
@@ -127,8 +182,9 @@ class Engine:
                 self._prefilling.append(sequence)
             model = self._model
             try:
+                self._prefill.admit(sequence, room_tokens=self._kv_tokens_max - self.kv_tokens_reserved)
                 sequence.cache = KvCache(model.config, capacity=needed, dtype=model.dtype, device=model.device)
-            except (RuntimeError, MemoryError):  # the machine has less memory than it was configured for
+            except Exception:  # noqa: BLE001 - above all: the machine has less memory than it was configured for
                 self._fail([sequence])
 
     def _prefill_some(self) -> None:
@@ -136,58 +192,55 @@ class Engine:
         while self._prefilling and budget > 0:
             sequence = self._prefilling[0]
             try:
-                budget -= self._prefill_chunk(sequence)
+                room_tokens = self._kv_tokens_max - self.kv_tokens_reserved
+                progress = self._prefill.advance(sequence, room_tokens=room_tokens)
+                budget -= progress.tokens
+                if progress.logits is not None:
+                    self._prefilling.remove(sequence)
+                    self._decoding.append(sequence)
+                    self._drop_decode_table()
+                    self._take_tokens([sequence], progress.logits)
             except Exception:  # noqa: BLE001 - whatever broke this prompt must not end the others
                 self._fail([sequence])
-
-    def _prefill_chunk(self, sequence: Sequence) -> int:
-        assert sequence.cache is not None
-        done = sequence.cache.length
-        ids = sequence.request.prompt_ids[done : done + PREFILL_CHUNK_TOKENS]
-        span = SteeredSpan(count=len(ids), is_prompt=True, steering=sequence.request.steering, applied=sequence.applied)
-        table = SteeringTable([span], dtype=self._model.dtype, device=self._model.device)
-        logits = self._step([sequence], ids, [Span(sequence.cache, len(ids))], table)
-        if sequence.cache.length == len(sequence.request.prompt_ids):
-            self._prefilling.remove(sequence)
-            self._decoding.append(sequence)
-            self._decode_table = None
-            self._take_tokens([sequence], logits)
-        return len(ids)
 
     def _decode_once(self) -> None:
         batch = list(self._decoding)
         if not batch:
             return
         try:
-            if self._decode_table is None:
-                self._decode_table = self._make_decode_table(batch)
             spans = [Span(sequence.cache, 1) for sequence in batch if sequence.cache is not None]
             ids = tuple(sequence.last_token_id for sequence in batch if sequence.last_token_id is not None)
-            logits = self._step(batch, ids, spans, self._decode_table)
+            table = self._table_for(batch, ids)
+            token_ids = torch.tensor(ids, device=self._model.device)
+            logits = self._model.logits(token_ids, spans, steering=table or None)
+            table.finish_step()
             self._take_tokens(batch, logits)
         except Exception:  # noqa: BLE001 - these requests end as failed and are logged; the thread lives on
             self._fail(batch)
 
-    def _make_decode_table(self, batch: list[Sequence]) -> SteeringTable:
+    def _table_for(self, batch: list[Sequence], ids: tuple[int, ...]) -> SteeringTable:
+        """The table of the step before, unless the batch or what is to be done to its tokens has changed."""
         spans = [
-            SteeredSpan(count=1, is_prompt=False, steering=sequence.request.steering, applied=sequence.applied)
-            for sequence in batch
+            sequence.steered_span((token_id,), start=sequence.position_next - 1)
+            for sequence, token_id in zip(batch, ids, strict=True)
         ]
-        return SteeringTable(spans, dtype=self._model.dtype, device=self._model.device)
+        if self._decode_table is None or not self._decode_table.fits(spans):
+            self._drop_decode_table()
+            self._decode_table = SteeringTable(spans, device=self._model.device)
+        return self._decode_table
 
-    def _step(
-        self, batch: list[Sequence], ids: tuple[int, ...], spans: list[Span], table: SteeringTable
-    ) -> torch.Tensor:
-        assert len(spans) == len(batch)
-        token_ids = torch.tensor(ids, device=self._model.device)
-        logits = self._model.logits(token_ids, spans, steering=table or None)
-        table.settle()
-        return logits
+    def _drop_decode_table(self) -> None:
+        if self._decode_table is not None:
+            self._decode_table.settle()
+            self._decode_table = None
 
     def _take_tokens(self, batch: list[Sequence], logits: torch.Tensor) -> None:
         rows = logits.cpu().numpy()  # [rows, vocab_size] float32: noise is always drawn on the CPU, the same everywhere
         for sequence, row in zip(batch, rows, strict=True):
             request = sequence.request
+            if request.steering is not None and not np.isfinite(row).all():
+                self._end(sequence, EndReason.DIVERGED)
+                continue
             token_id = sample(row, request.sampling, position=sequence.position_next)
             sequence.generated += 1
             sequence.last_token_id = token_id
@@ -214,7 +267,9 @@ class Engine:
             self._prefilling.remove(sequence)
         if sequence in self._decoding:
             self._decoding.remove(sequence)
-            self._decode_table = None
+            self._drop_decode_table()
+        sequence.settle()
+        sequence.applied.gates = sequence.gates or ()
         sequence.cache = None
         sequence.request.on_end(reason, sequence.applied)
 

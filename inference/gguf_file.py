@@ -5,7 +5,7 @@ Source: the GGUF specification and llama.cpp's `convert_hf_to_gguf.py`, whose te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,16 @@ class GgufFile:
     def tensor_count(self) -> int:
         return len(self._reader.tensors)
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (HF name, float32 tensor in HF layout). Raises ValueError for a tensor that has no place."""
+    def tensors(self, names: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (HF name, float32 tensor in HF layout), all or those of `names`.
+
+        Raises ValueError for a tensor that has no place.
+        """
         for tensor in self._reader.tensors:
-            values = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
             name = _hf_name(tensor.name)
+            if names is not None and name not in names:
+                continue
+            values = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
             if self.config.architecture == "llama":
                 values = self._undo_permutation(name, values)
             yield name, torch.from_numpy(np.array(values))  # a copy: the file is mapped read-only

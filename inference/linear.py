@@ -8,6 +8,7 @@ runs fewer than `ROWS_MIN` rows.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ ROWS_MIN = 2
 _ROWS_HINT = 256
 """Number of rows the packing is laid out for; 8 to 256 gave the same speed, 1 was slower at every size."""
 
+_X86 = ("x86_64", "AMD64")
+
 Linear = Callable[[Tensor], Tensor]
 """x [rows, d_in] → x Wᵀ + b [rows, d_out]."""
 
@@ -29,6 +32,17 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return _packed(weight, bias)
     return lambda x: F.linear(x, weight, bias)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself. oneDNN takes it on others too, and converts: slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if platform.machine() in _X86:
+        is_supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    else:
+        is_supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    return bool(is_supported)
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Linear:

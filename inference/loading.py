@@ -34,6 +34,12 @@ class LoadedModel:
     template: ChatTemplate
     end_ids: frozenset[int]
     parameters: int
+    base_digest_sha256: str | None = None  # of the model that this one was derived from
+
+    @property
+    def vectors_digest(self) -> str:
+        """`model_digest` of the vectors that fit. A derived model has its base's residual space, and its vectors."""
+        return self.base_digest_sha256 or self.digest_sha256
 
 
 def load(path: Path, *, dtype: torch.dtype, device: torch.device, model_id: str | None = None) -> LoadedModel:

@@ -32,6 +32,8 @@ TEMPERATURE_MIN = 1e-6
 """Smallest temperature but 0: logits divided by less leave the range in which float64 tells them apart, in the end as NaN."""
 _TOP_P_CANDIDATES = 512  # a nucleus of a chat model rarely holds more; beyond it everything is sorted
 _GUMBEL_MAX = 37.0  # −ln(−ln(1 − 2^-53)) = 36.74: no noise is larger
+_LUCKY_HIGH = 0xFFF00000  # one high word in 4,096 reaches it
+_UNLUCKY_GUMBEL_MAX = 8.32  # −ln(−ln(1 − 2^-12)) = 8.318: no noise with a smaller high word is larger
 _ROUNDING = 1e-9  # relative slack when a bound decides what need not be computed
 
 Logits = NDArray[np.float32]
@@ -84,12 +86,10 @@ def sample_naive(logits: Logits, params: SamplingParams, *, position: int) -> in
 
 def gumbel(seed: int, position: int, token_ids: Ids) -> Scores:
     """Noise of some tokens [n] at one position, float64 [n]: step 5 of the definition."""
-    counter = (token_ids >> 2, position & 0xFFFFFFFF, position >> 32)
-    key = (seed & 0xFFFFFFFF, seed >> 32)
-    which = token_ids & 3
-    high = np.choose(which, philox4x32((counter[0], 0, counter[1], counter[2]), key)).astype(np.float64)
-    low = np.choose(which, philox4x32((counter[0], 1, counter[1], counter[2]), key))
-    u = (high * 2.0**21 + (low >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    counter = (token_ids >> 2, np.array([[0], [1]]), position & 0xFFFFFFFF, position >> 32)
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))  # each [2, n]: block(0) and block(1)
+    high, low = np.choose(token_ids & 3, words)
+    u = (high.astype(np.float64) * 2.0**21 + (low >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     # The half is rounded away above 2^52, at the very top even to 1.0: keep u inside (0, 1).
     return np.asarray(-np.log(-np.log(np.minimum(u, 1 - 2.0**-53))))
 
@@ -105,8 +105,7 @@ def _kept(z: Scores, params: SamplingParams) -> Ids | None:
         return np.sort(order)
     if params.top_p == 1:
         return None
-    everything = np.arange(z.size)
-    total = _mass(z, everything)
+    total = float(np.exp(z - z.max()).sum())
     order = _first(z, min(_TOP_P_CANDIDATES, z.size))
     if np.exp(z[order] - z[order[0]]).sum() < params.top_p * total * (1 + _ROUNDING):
         order = _first(z, z.size)
@@ -134,21 +133,24 @@ def _nucleus(z: Scores, order: Ids, top_p: float, *, total: float) -> Ids:
 
 
 def _largest_with_noise(z: Scores, seed: int, position: int) -> int:
-    """argmax over all tokens of z + g. Most tokens are excluded by a bound on g that needs a quarter of the hashing."""
+    """argmax over all tokens of z + g. Bounds on g from the high words exclude nearly all of them unseen."""
     probe = np.asarray([int(np.argmax(z))])
     best = float((z[probe] + gumbel(seed, position, probe))[0])
+    best -= _ROUNDING * (abs(best) + _GUMBEL_MAX)
     blocks = np.arange((z.size + 3) // 4)
     key = (seed & 0xFFFFFFFF, seed >> 32)
     words = philox4x32((blocks, 0, position & 0xFFFFFFFF, position >> 32), key)
-    high = np.stack(words, axis=1).reshape(-1)[: z.size]
-    return _refine(z, high, best, seed, position)
+    lucky = [4 * np.flatnonzero(word >= _LUCKY_HIGH) + which for which, word in enumerate(words)]
+    ids = np.concatenate((np.flatnonzero(z >= best - _UNLUCKY_GUMBEL_MAX), *lucky))
+    ids = np.unique(ids[ids < z.size])
+    high = np.choose(ids & 3, [word[ids >> 2] for word in words])
+    ids = ids[z[ids] + _bound(high) >= best]
+    return int(ids[np.argmax(z[ids] + gumbel(seed, position, ids))])
 
 
-def _refine(z: Scores, high: NDArray[Any], best: float, seed: int, position: int) -> int:
+def _bound(high: NDArray[Any]) -> Scores:
+    """No less than the noise of tokens with these high words."""
     # u < (high + 1) / 2^32, so 1 − u > (2^32 − 1 − high) / 2^32 =: rest, and g < −ln(−ln(1 − rest)).
     rest = (np.uint64(0xFFFFFFFF) - high).astype(np.float64) * 2.0**-32
     with np.errstate(divide="ignore"):
-        bound = np.minimum(-np.log(-np.log1p(-rest)), _GUMBEL_MAX)
-    slack = _ROUNDING * (abs(best) + _GUMBEL_MAX)
-    ids = np.flatnonzero(z + bound >= best - slack)
-    return int(ids[np.argmax(z[ids] + gumbel(seed, position, ids))])
+        return np.asarray(np.minimum(-np.log(-np.log1p(-rest)), _GUMBEL_MAX))

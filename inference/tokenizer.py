@@ -64,6 +64,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self._bytes)
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for no text, ascending: beginnings, ends and marks of chat templates."""
+        added = self._bpe.get_added_tokens_decoder()
+        return tuple(sorted(token_id for token_id, token in added.items() if token.special))
+
 
 class Detokenizer:
     """Decodes one stream. Bytes of an unfinished character wait for the next token."""

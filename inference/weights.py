@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ def open_source(path: Path) -> Source:
     _check_shapes(config, tensors)
     digest = _digest_of_all(directory, files)
     return Source(config=config, tensors=tensors, digest_sha256=digest, gguf=None, directory=directory)
+
+
+def read_tensors(path: Path, names: Container[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Some tensors of a model that `open_source` opened, one at a time. Raises OSError."""
+    if path.is_file() and path.suffix == ".gguf":
+        yield from GgufFile(path).tensors(names)
+        return
+    for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+        yield from _read_safetensors(file, names)
 
 
 def digest_of(path: Path) -> str:
@@ -88,10 +97,11 @@ def _check_shapes(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> None
             raise UnsupportedModelError(f"tensor {name} has shape {tuple(tensors[name].shape)}, not {shape}")
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _read_safetensors(path: Path, names: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     with safe_open(path, framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-            yield name, file.get_tensor(name)
+            if names is None or name in names:
+                yield name, file.get_tensor(name)
 
 
 def _digest_of_all(directory: Path, files: list[Path]) -> str:

@@ -62,28 +62,30 @@ class Accounts:
         if tenant.share is not None:
             for budget in model.budgets:
                 limit_bits = _part(budget.limit_bits(self._theft_bits[model.name]), tenant.share)
-                yield _account("tenant", tenant.name, budget.window, limit_bits, now_s, suffix=f"/{model.name}")
+                yield _account("tenant", tenant.name, budget.window, limit_bits, now_s, model=model.name)
         for own in tenant.budgets:
             yield _account("tenant", tenant.name, own.window, own.bits, now_s)
 
     def _of_model(self, model: Model, now_s: float) -> Iterator[Account]:
         for budget in model.budgets:
             limit_bits = budget.limit_bits(self._theft_bits[model.name])
-            yield _account("model", model.name, budget.window, limit_bits, now_s)
+            yield _account("model", model.name, budget.window, limit_bits, now_s, model=model.name)
 
 
 def _part(limit_bits: int, share: Fraction) -> int:
     return limit_bits * share.numerator // share.denominator
 
 
-def _account(owner: str, name: str, window: Window, limit_bits: int, now_s: float, suffix: str = "") -> Account:
+def _account(owner: str, name: str, window: Window, limit_bits: int, now_s: float, model: str | None = None) -> Account:
     period = period_of(window, now_s=now_s)
     number, expires_s = period if period is not None else ("ever", None)
-    series = f"{owner}:{name}{suffix}/{window.name}"
+    part = f"/{model}" if owner == "tenant" and model is not None else ""
+    series = f"{owner}:{name}{part}/{window.name}"
     return Account(
         id=f"{series}/{number}",
         owner=owner,
         name=name,
+        model=model,
         window=window,
         limit_bits=limit_bits,
         expires_s=expires_s,

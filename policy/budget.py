@@ -34,6 +34,7 @@ class Account:
     id: str
     owner: str  # "model" or "tenant", for metrics and messages
     name: str  # the model or tenant
+    model: str | None = None  # whose traffic alone counts in it; None if all that its owner uses does
     window: Window
     limit_bits: int
     expires_s: int | None  # wall clock, when the period ends; None for a lifetime

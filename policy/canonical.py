@@ -53,9 +53,16 @@ class UsageReport(Struct, frozen=True):
 
 
 class Numbers(Struct, frozen=True):
-    """A row of non-negative fixed-point statistics (steering)."""
+    """A row of non-negative fixed-point statistics (steering), and as many flags as the request asked for."""
 
     values: tuple[int, ...]
+    flags: tuple[bool, ...] = ()
+
+
+class Reached(Struct, frozen=True):
+    """How far a job has come, in steps from its beginning."""
+
+    step: int
 
 
 class Embedded(Struct, frozen=True):
@@ -70,7 +77,7 @@ class TokenIds(Struct, frozen=True):
     ids: tuple[int, ...]
 
 
-Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish | UsageReport | Numbers | Embedded | TokenIds
+Event = TextDelta | ReasoningDelta | ToolCallDelta | Finish | UsageReport | Numbers | Reached | Embedded | TokenIds
 
 
 def whole_characters(data: bytes | bytearray, size: int) -> int:
@@ -114,6 +121,7 @@ class Answer:
         "_calls",
         "_declared",
         "_finish",
+        "_flags",
         "_head_bytes",
         "_numbers",
         "_pending",
@@ -151,6 +159,7 @@ class Answer:
         self._finish: Outcome | None = None
         self._usage: Usage | None = None
         self._numbers: tuple[int, ...] | None = None
+        self._flags: tuple[bool, ...] = ()
         self._vectors: Vectors | None = None
         self.token_ids: list[int] = []
 
@@ -169,8 +178,10 @@ class Answer:
                 self._finish = outcome
             case UsageReport(usage=usage):
                 self._usage = usage
-            case Numbers(values=values):
-                self._numbers = values
+            case Numbers(values=values, flags=flags):
+                self._numbers, self._flags = values, flags
+            case Reached():
+                raise Malformed("progress where none was asked for")
             case Embedded(vectors=vectors):
                 self._vectors = vectors
             case TokenIds(ids=ids):
@@ -180,7 +191,7 @@ class Answer:
         """The gateway ends the answer. What the backend said before keeps its place; its own finish stands if it came first."""
         if self._finish is None:
             self._finish = outcome
-            self._usage, self._numbers, self._vectors = None, numbers, None
+            self._usage, self._numbers, self._flags, self._vectors = None, numbers, (), None
 
     @property
     def finished(self) -> bool:
@@ -234,7 +245,12 @@ class Answer:
         reasoning, text = self._take_words(self.pending_bytes)
         outcome, calls = self._with_calls(self._finish)
         ending = Ending(
-            outcome=outcome, tool_calls=calls, usage=self._usage, numbers=self._numbers, vectors=self._vectors
+            outcome=outcome,
+            tool_calls=calls,
+            usage=self._usage,
+            numbers=self._numbers,
+            flags=self._flags,
+            vectors=self._vectors,
         )
         return Release(idle_ticks=idle_ticks, quanta=0, text=text, ending=ending, reasoning=reasoning)
 

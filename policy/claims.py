@@ -25,8 +25,13 @@ THEFT_ASSUMPTIONS: Mapping[str, Fraction] = {
 }
 
 # What a token of honest English chat costs, for judging usefulness only; no bound rests on these estimates.
-# 4.3 bytes a token × 8 bits = 34.4; zstd with a trained dictionary took 2.53 bits a byte of real answers = 10.9.
-HONEST_TOKEN_BITS: Mapping[str, Fraction] = {"raw": Fraction(344, 10), "zstd": Fraction(109, 10)}
+# 4.3 bytes a token × 8 bits = 34.4; zstd with a trained dictionary took 2.53 bits a byte of real answers = 10.9; a small
+# language model takes 1.2 bits a byte of prose that is not its own = 5.2, and about half of that of its own kind of text.
+HONEST_TOKEN_BITS: Mapping[str, Fraction] = {
+    "raw": Fraction(344, 10),
+    "zstd": Fraction(109, 10),
+    "language_model": Fraction(52, 10),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

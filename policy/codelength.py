@@ -46,7 +46,10 @@ def slot_bits(idle_ticks: int) -> int:
 
 
 def piece_bits(*, idle_ticks: int, quanta: int, text_bytes: int) -> int:
-    """Some whole quanta of text at one tick: silence, "not the end" (1 bit), how many quanta, the bytes raw."""
+    """Some whole quanta of text at one tick: silence, "not the end" (1 bit), how many quanta, the bytes raw.
+
+    A job's progress has quanta of no bytes: so many steps further.
+    """
     return slot_bits(idle_ticks) + 1 + elias_delta_bits(quanta) + BITS_PER_BYTE * text_bytes
 
 
@@ -60,7 +63,8 @@ def ending_bits(*, idle_ticks: int, text_bytes: int, ending: Ending, tools_decla
         for call in ending.tool_calls:
             size_bytes = len(call.arguments.encode())
             bits += choice_bits(tools_declared) + elias_delta_bits(size_bytes + 1) + BITS_PER_BYTE * size_bytes
-    return bits + usage_bits(ending.usage) + numbers_bits(ending.numbers) + vectors_bits(ending.vectors)
+    bits += usage_bits(ending.usage) + numbers_bits(ending.numbers) + vectors_bits(ending.vectors)
+    return bits + len(ending.flags)  # how many there are follows from the request and from there being numbers
 
 
 def parting_bits(*, idle_ticks: int) -> int:

@@ -350,6 +350,9 @@ class ModelForm(_Form):
     embeddings: _Embeddings = Field("refuse", description="Embeddings: none, 8 bits a dimension, or 1 bit")
     dimensions: _DimensionsOrNone = Field(None, description="Of its embeddings; without it the backend chooses")
     record_token_ids: _Boolean = Field(default=False, description="Ask the backend for sampled token ids, for the log")
+    prefix_cache_salt: _Boolean = Field(
+        default=False, description="Keep tenants apart in the backend's prefix cache: send a cache_salt"
+    )
     answer_tokens_max: _AnswerTokens = Field(rules.ANSWER_TOKENS_MAX, description="The most a client may ask for")
     answer_tokens_default: _AnswerTokens = Field(
         rules.ANSWER_TOKENS_DEFAULT, description="For a client that does not ask; never above the maximum"
@@ -370,6 +373,7 @@ class ModelForm(_Form):
             embeddings=self.embeddings,
             dimensions=self.dimensions,
             record_token_ids=self.record_token_ids,
+            prefix_cache_salt=self.prefix_cache_salt,
             answer_tokens_max=self.answer_tokens_max,
             answer_tokens_default=min(self.answer_tokens_default, self.answer_tokens_max),
             timeouts=self.timeouts.rule(),

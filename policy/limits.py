@@ -11,6 +11,20 @@ TOOLS_MAX = 128  # the OpenAI limit
 STOP_STRINGS_MAX = 4  # the OpenAI limit
 STOP_STRING_CHARS_MAX = 256
 STEERING_VECTORS_MAX = 16
+STEERING_LAYER_MAX = 1023  # no model has as many blocks; a set of layers is one number of so many bits
+STEERING_SCALE_MAX = 1e4  # coherence ends at a relative dose near 2; vectors may be of any norm
+STEERING_VALUE_MAX = 1e6  # projections, thresholds, degrees: residuals stay below 1e5
+STEERING_PLACES_MAX = 4096  # tokens, positions or windows of one selector
+STEERING_ANSWER_TOKENS_MAX = 131_072  # where "from the k-th token on" ends: Weir's model server has no longer context
+STEERING_POSITION_MAX = 2**31 - 1  # either way; longer contexts do not exist
+TOKEN_ID_MAX = 2**31 - 1
+ORTHOGONAL_VECTORS_MAX = 16  # directions taken out of a model at once
+COMBINED_VECTORS_MAX = 16  # terms of one combination: as many as one spec may name
+SCALES_TRIED_MAX = 33  # of one evaluation: a curve of more points shows no more
+SELECT_TOKENS_MAX = 64  # positions tried at each layer
+JOB_ANSWER_TOKENS_MAX = 256  # of each answer that a calibration or an evaluation has a model give
+FIRST_WORDS_MAX = 64  # that a refusal may begin with
+JOB_PROMPTS_MAX = 256  # of a calibration or an evaluation
 CONTRAST_TEXTS_MAX = 256
 CONTRAST_TEXT_CHARS_MAX = 8192
 EMBEDDING_INPUTS_MAX = 256  # of one request; clients that have more send several
@@ -29,6 +43,13 @@ ANSWER_PENDING_BYTES_MAX = 256 * 1024  # parsed but unreleased text; beyond it t
 TOOL_CALLS_MAX = 64
 TOOL_ARGUMENTS_BYTES_MAX = 1024 * 1024  # of one call as the backend spells it; its canonical form counts as text
 TOKENS_REPORTED_MAX = 2**31 - 1  # usage integers beyond this are garbage
+JOB_BYTES_MAX = 1024 * 1024  # a job's document: at most as many rows as a result may have, of about 200 bytes
+JOB_EVENTS_BYTES_MAX = 4 * 1024 * 1024  # a stream of them: a backend may say every state many times
+RESULT_LAYERS_MAX = 1024  # of an extraction: one for each block
+RESULT_CANDIDATES_MAX = 1024  # of a selection: 128 blocks at 8 positions, each judged by passes of the model
+VECTORS_LISTED_MAX = 1024  # of one tenant at one model; their handles are charged raw
+VECTORS_BODY_BYTES_MAX = 16 * 1024 * 1024  # 1,024 vectors of one tenant with figures for 100 layers each
+VECTOR_BODY_BYTES_MAX = 128 * 1024  # one of them: figures for 256 layers take 40 KB, our own server keeps 64 KB at most
 EMBEDDING_DIMENSIONS_MAX = 8192  # where policy does not fix them; the longest in use have 4096
 
 # What leaves.
@@ -84,3 +105,9 @@ TALLY_S = 60.0  # how often a process puts on the record what it holds
 LEASE_TRAFFIC_S = 10.0  # of traffic in hand: a store is asked a few times a minute, and may be away for a moment
 LEASES_KEPT = 64  # of one account, open though used up: more than the answers that usually wait to be settled
 LEASE_PARTS = 10_000  # a lease takes at most this part of a limit beyond what is needed: 100 crashes waste 1 % of it
+
+# What the status page remembers: about 2 MB at most, in a process that holds far more per open connection.
+HISTORY_DISTANCE_S = 10.0  # between two points of a curve at first: an hour after a start, the curve is an hour long
+HISTORY_POINTS_MAX = 360  # a curve is drawn about 360 pixels wide; more would be drawn over each other
+HISTORY_CURVES_MAX = 64  # more budgets than anybody reads on one page; the others have their bar
+HISTORY_REFUSALS_MAX = 24  # kinds of refusal and moments: what fits a screen, and a flood takes no more than a trickle

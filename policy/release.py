@@ -62,12 +62,16 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The one terminal event of an answer. `numbers` are fixed-point statistics whose meaning the dialect knows."""
+    """The one terminal event of an answer. `numbers` are fixed-point statistics whose meaning the dialect knows.
+
+    `flags` come with numbers only, and then as many of them as the request asked for: so their count is not priced.
+    """
 
     outcome: Outcome
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
     numbers: tuple[int, ...] | None = None
+    flags: tuple[bool, ...] = ()
     vectors: Vectors | None = None
 
 
@@ -75,7 +79,8 @@ class Ending:
 class Release:
     """What leaves for one answer at one tick: text, and at the end the ending.
 
-    `idle_ticks`: ticks without a release since the last one (or since admission). `quanta`: whole quanta announced.
+    `idle_ticks`: ticks without a release since the last one (or since admission). `quanta`: whole quanta announced; of a
+    job's progress, steps without any bytes (`policy.progress`).
     `reasoning` stands before the text; None once an earlier release had text, and where policy releases no reasoning.
     """
 

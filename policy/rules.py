@@ -153,6 +153,7 @@ class Model:
     embeddings: Literal["refuse", "int8", "binary"] = field(default="refuse", metadata=LATER)
     dimensions: int | None = field(default=None, metadata=LATER)  # None: the backend chooses, and is charged for it
     record_token_ids: bool = False
+    prefix_cache_salt: bool = field(default=False, metadata=LATER)
     answer_tokens_max: int = ANSWER_TOKENS_MAX
     answer_tokens_default: int = ANSWER_TOKENS_DEFAULT
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -103,6 +103,7 @@ _MODEL: Mapping[str, _Rule] = {
     "tokenizer": lambda _, after: after is None,  # goes with usage
     "reasoning": lambda _, after: after == "drop",
     "embeddings": lambda before, after: _EMBEDDINGS.index(after) <= _EMBEDDINGS.index(before),
+    "prefix_cache_salt": lambda _, after: after,  # tenants see less of each other
     "answer_tokens_max": _at_most,
     "answer_tokens_default": _at_most,
 }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.leftout import summary
 from tests.postgres import Databases
 
 settings.register_profile("explore", deadline=None)
@@ -22,3 +23,8 @@ def databases() -> Iterator[Databases]:
     databases = Databases()
     yield databases
     databases.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in summary():
+        terminalreporter.write_line(line, red=True, bold=True)

@@ -14,19 +14,16 @@ from gateway.authority import (
     ENVELOPE_BYTES_MAX,
     GATEWAYS_MAX,
     VERSION_MAX,
-    Amendment,
     Change,
     Denied,
     Licence,
     Terms,
     amend,
-    amended,
     authentic,
     covers,
     fresh,
     objection,
     read,
-    read_amendment,
     sign,
     time_text,
     timely,
@@ -36,7 +33,7 @@ from gateway.commands.check import MISTAKES
 from gateway.commands.keys import NAME, NAME_RULE
 from gateway.config import POLICY_BYTES_MAX
 from gateway.key_files import KeyFileError, make_signer, read_signer
-from gateway.tenure import Unforgetting, amendment_data, amendment_path
+from gateway.tenure import Unforgetting, amendment_path, covered
 from policy.document import parse
 from policy.mistakes import Mistakes
 from policy.quantity import whole_duration_s
@@ -258,7 +255,7 @@ def _show(arguments: argparse.Namespace) -> None:
     now_s = _wall_s()
     for denied in (
         authentic(licence, rule),
-        covers(licence, _covered(licence, policy, rule)),
+        covers(licence, covered(licence, policy, rule)),
         timely(licence, wall_s=now_s, latest_s=0),
     ):
         if denied is not None:
@@ -275,7 +272,7 @@ def _install(arguments: argparse.Namespace) -> None:
     denied = objection(
         licence,
         rule=rule,
-        policy=_covered(licence, policy, rule),
+        policy=covered(licence, policy, rule),
         memory=memory,
         wall_s=_wall_s(),
         latest_s=memory.latest_s,
@@ -306,15 +303,6 @@ def _amend(arguments: argparse.Namespace) -> None:
     path: Path = arguments.out or amendment_path(rule)
     _replace(path, written(amendment))
     sys.stdout.write(f"{path} carries licences for policy {licensed.digest}\n  over to policy {policy.digest}\n")
-
-
-def _covered(licence: Licence, policy: Policy, rule: LicenceRule) -> str:
-    """The digest of the policy that the licence must name: an amendment beside it may stand between the two."""
-    data = amendment_data(rule)
-    amendment = read_amendment(data) if data is not None else None
-    if isinstance(amendment, Amendment) and amended(amendment, licence, policy, rule) is None:
-        return licence.terms.policy
-    return policy.digest
 
 
 def _policy(path: Path) -> tuple[Policy, LicenceRule]:

@@ -100,7 +100,7 @@ def _table(snapshot: dict[str, Any], before: dict[str, Any] | None) -> Table:
         is_model = account["owner"] == "model"
         to_theft = days[account["name"]] if is_model else None
         table.add_row(
-            f"{account['owner']} {account['name']}" + (" FROZEN: see weir ledger thaw" if account["frozen"] else ""),
+            f"{account['owner']} {_name(account)}" + (" FROZEN: see weir ledger thaw" if account["frozen"] else ""),
             account["window"],
             bytes_text(account["limit_bits"]),
             bytes_text(account["used_bits"]),
@@ -111,6 +111,12 @@ def _table(snapshot: dict[str, Any], before: dict[str, Any] | None) -> Table:
             style="red" if share > SHARE_RED else "yellow" if share > SHARE_YELLOW else None,
         )
     return table
+
+
+def _name(account: dict[str, Any]) -> str:
+    """A tenant's share of a model is one account, its budget for all models another."""
+    of_model = account["owner"] == "tenant" and account["model"] is not None
+    return f"{account['name']}/{account['model']}" if of_model else str(account["name"])
 
 
 def _rate(account: dict[str, Any], snapshot: dict[str, Any], before: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""The admin server: health, metrics, and the figures that `weir status` shows. Read-only, for the operator alone."""
+"""The admin server: health, metrics, status page, and the figures of `weir status`. Read-only, for the operator alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from aiohttp import web
 from aiohttp.web_request import BaseRequest
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from gateway.edge import status_page
 from gateway.metrics import Registry
+from gateway.overview import Overview
 
 JSON = "application/json"
 
@@ -24,11 +26,13 @@ class AdminServer:
         status: Callable[[], Awaitable[dict[str, object]]],
         claims: Callable[[], Awaitable[dict[str, object]]],
         unready: Callable[[], Awaitable[str | None]],
+        overview: Callable[[], Awaitable[Overview]],
     ) -> None:
         self._registry = registry
         self._status = status
         self._claims = claims
         self._unready = unready
+        self._overview = overview
 
     def server(self) -> web.Server:
         """The protocol factory for `loop.create_server`."""
@@ -39,6 +43,11 @@ class AdminServer:
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, text="The admin port is read-only.\n", headers={"Allow": "GET"})
         match request.raw_path:
+            case "/" | status_page.REFRESHING as path:
+                refreshes = path != "/"
+                body = status_page.page(await self._overview(), refreshes=refreshes)
+                every = {"Refresh": str(status_page.REFRESH_S)} if refreshes else {}
+                return web.Response(body=body.encode(), headers={**status_page.HEADERS, **every})
             case "/livez" | "/healthz":
                 return web.Response(text="ok\n")
             case "/readyz":
@@ -52,4 +61,6 @@ class AdminServer:
                 return web.Response(body=msgspec.json.encode(await self._status()), headers={"Content-Type": JSON})
             case "/claims":
                 return web.Response(body=msgspec.json.encode(await self._claims()), headers={"Content-Type": JSON})
-        return web.Response(status=404, text="Here are /livez, /readyz, /metrics, /status.json and /claims.\n")
+        return web.Response(
+            status=404, text="Here are / (status), /livez, /readyz, /metrics, /status.json and /claims.\n"
+        )

@@ -16,17 +16,18 @@ from aiohttp.web_request import BaseRequest
 
 from gateway.edge.client import HttpClient, http_date, refusal_headers
 from gateway.edge.connection import ClientServer
-from gateway.edge.plans import JOB, PLANS, Asked, authorization, errors, plan_job
+from gateway.edge.plans import ROUTE_NAMES, Asked, Plan, authorization, errors, find
 from gateway.metrics import Metrics
 from gateway.ports import Clock
 from gateway.relay import Relay
 from gateway.serving import Serving
-from gateway.wire.dialect import Call, Identity
+from gateway.wire.dialect import Identity
 from policy.limits import REQUEST_BODY_S_MAX, REQUEST_BYTES_MAX
 from policy.refusal import Reason, Refused
 from policy.rules import Tenant
 
 JSON = "application/json"
+BODILESS = ("GET", "HEAD", "DELETE")  # a body with one of these is somebody else's request in disguise
 
 Reply = Callable[[Asked], Awaitable[bytes | Refused]]
 
@@ -54,11 +55,10 @@ class PublicServer:
         self._metrics = metrics
         self._started_s = started_s
         self._reading: Counter[str] = Counter()
-        self._replies: dict[tuple[str, str], Reply] = {
-            ("GET", "/v1/models"): self._models,
-            ("GET", "/v1/budget"): lambda asked: self._budget(asked.serving, asked.tenant),
+        self._replies: dict[str, Reply] = {
+            "/v1/models": self._models,
+            "/v1/budget": lambda asked: self._budget(asked.serving, asked.tenant),
         }
-        self._methods = {path: method for method, path in (*PLANS, *self._replies)}
 
     def server(self) -> web.Server:
         """The protocol factory for `loop.create_server`."""
@@ -69,11 +69,10 @@ class PublicServer:
         asked = self._ask(request)
         if isinstance(asked, Refused):
             return await self._refuse(request, asked)
-        reply = self._replies.get((request.method, asked.route))
-        if reply is not None:
-            body = await reply(asked)
+        if asked.plan is None:
+            body = await self._replies[asked.route](asked)
             return await self._refuse(request, body) if isinstance(body, Refused) else self._reply(body)
-        return await self._generate(asked)
+        return await self._generate(asked, asked.plan)
 
     def _ask(self, request: BaseRequest) -> Asked | Refused:
         """Framing, route, key: all that can be decided without the body."""
@@ -81,14 +80,14 @@ class PublicServer:
             message = "This request's framing could be read in more than one way."
             return Refused(reason=Reason.INVALID_REQUEST, message=message)
         path = request.raw_path
-        job = JOB.fullmatch(path)
-        route = "/v1/jobs/{id}" if job is not None else path
-        allowed = "GET" if job is not None else self._methods.get(path)
-        if allowed is None:
-            message = "There is no such route here. The gateway offers: " + ", ".join(sorted(self._methods)) + "."
+        at, replies = find(path), path in self._replies
+        found = at.get(request.method)
+        if not at and not replies:
+            offered = ", ".join(sorted({*ROUTE_NAMES, *self._replies}))
+            message = f"There is no such route here. The gateway offers: {offered}."
             return Refused(reason=Reason.UNKNOWN_ROUTE, message=message)
-        if request.method != allowed:
-            return Refused(reason=Reason.WRONG_METHOD, message=f"This route takes {allowed} only.")
+        if found is None and not (replies and request.method == "GET"):
+            return Refused(reason=Reason.WRONG_METHOD, message=f"This route takes {self._allowed(path)} only.")
         if self.draining:
             message = "The gateway is shutting down. Another instance will answer."
             return Refused(reason=Reason.DRAINING, message=message, retry_after_s=1)
@@ -96,9 +95,16 @@ class PublicServer:
         tenant = serving.authenticate(authorization(request))
         if isinstance(tenant, Refused):
             return tenant
-        return Asked(request=request, serving=serving, tenant=tenant, route=route)
+        if found is None:
+            return Asked(request=request, serving=serving, tenant=tenant, route=path)
+        return Asked(
+            request=request, serving=serving, tenant=tenant, route=found.route, plan=found.plan, named=found.named
+        )
 
-    async def _generate(self, asked: Asked) -> web.StreamResponse:
+    def _allowed(self, path: str) -> str:
+        return ", ".join(sorted(find(path))) or "GET"
+
+    async def _generate(self, asked: Asked, plan: Plan) -> web.StreamResponse:
         identity = self._identify()
         client = HttpClient(
             asked.request,
@@ -108,7 +114,7 @@ class PublicServer:
             errors=errors(asked.route),
         )
         body = await self._body(asked)
-        call = body if isinstance(body, Refused) else self._plan(asked, body, identity)
+        call = body if isinstance(body, Refused) else plan(asked, body, identity)
         if isinstance(call, Refused):
             await client.refuse(call)
         else:
@@ -143,12 +149,6 @@ class PublicServer:
         finally:
             self._reading[tenant.name] -= 1
 
-    def _plan(self, asked: Asked, body: bytes, identity: Identity) -> Call | Refused:
-        job = JOB.fullmatch(asked.request.raw_path)
-        if job is not None:
-            return plan_job(asked, job.group(1), job.group(2))
-        return PLANS[asked.request.method, asked.route](asked, body, identity)
-
     async def _models(self, asked: Asked) -> bytes:
         """Answered from policy: no backend is asked."""
         names = sorted(asked.tenant.models & asked.serving.policy.models.keys())
@@ -163,7 +163,7 @@ class PublicServer:
             headers={**self._own_headers(), **refusal_headers(refused)},
         )
         if refused.reason is Reason.WRONG_METHOD:
-            response.headers["Allow"] = "GET" if JOB.fullmatch(request.raw_path) else self._methods[request.raw_path]
+            response.headers["Allow"] = self._allowed(request.raw_path)
         if request.can_read_body or refused.reason is Reason.INVALID_REQUEST:
             response.force_close()  # where this request ends was not seen or is in doubt: nothing after it can be trusted
         return response
@@ -184,12 +184,12 @@ def _is_ambiguous(request: BaseRequest) -> bool:
         or (coding is not None and (coding.lower() != "chunked" or request.version != HttpVersion11))
         or any(b"_" in name for name, _ in request.raw_headers)
         or len(headers.getall("Authorization", ())) > 1
-        or (request.can_read_body and (request.method in ("GET", "HEAD") or "Upgrade" in headers))
+        or (request.can_read_body and (request.method in BODILESS or "Upgrade" in headers))
     )
 
 
 async def _read(request: BaseRequest) -> bytes | Refused:
-    if request.method == "GET":
+    if request.method in BODILESS:
         return b""
     if request.content_type != JSON:
         message = f"Send the body as Content-Type: {JSON}."

@@ -17,16 +17,24 @@ Key = tuple[str, tuple[tuple[str, str], ...]]  # of a sample: its name, and its 
 Values = Mapping[str, Mapping[Key, float]]  # of a registry: by family
 
 
+def _earliest(moments: Iterable[float]) -> float:
+    """Of those that have one: the keeper holds no leases, so its moment is 0."""
+    return min((moment for moment in moments if moment > 0), default=0.0)
+
+
 # How the gauges of workers become one. Those that are not here are the keeper's own: it alone sets them, for all.
 GAUGES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "weir_answers_in_flight": sum,  # each answer is one worker's
     "weir_settle_backlog_answers": sum,  # each worker has a queue of its own
+    "weir_leases_open": sum,  # each worker has its own
+    "weir_leases_until_timestamp_seconds": _earliest,  # of the first one that will have to stop
     "weir_config_last_reload_successful": min,  # only if all took it
     "weir_licence_ok": min,  # each looks for itself
 }
 KEEPERS_GAUGES = frozenset(
     {
         "weir_budget_limit_bits",  # of the accounts, which all share
+        "weir_budget_window_seconds",
         "weir_budget_used_bits",  # debited, less what all workers hold
         "weir_budget_reserved_bits",  # summed before it is set, together with `used`, so that the two agree
         "weir_budget_leased_bits",
@@ -36,6 +44,7 @@ KEEPERS_GAUGES = frozenset(
         "weir_audit_disk_free_bytes",
         "weir_ledger_frozen_accounts",  # as the ledger says
         "weir_days_to_theft",  # from the policy alone
+        "weir_theft_bits",
         "weir_config_last_reload_success_timestamp_seconds",  # the keeper reads the file; a restarted worker loads nothing new
         "weir_licence_expires_timestamp_seconds",  # of the file, which all share
         "weir_workers",

@@ -12,13 +12,14 @@ from gateway.wire.dialect import Call, Identity, ModelRules, Renderer
 from gateway.wire.fields import (
     Sampling,
     answer_bytes_max,
-    fingerprint_of,
+    fingerprint,
+    in_own_spelling,
     parse,
     tokens_max,
     upstream_fields,
-    upstream_steering,
 )
 from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
+from gateway.wire.steering_spec import contradiction as steering_contradiction
 from policy.limits import MESSAGES_MAX, TOOLS_MAX
 from policy.refusal import Reason, Refused
 
@@ -113,7 +114,7 @@ def parse_request(body: bytes) -> ChatRequest | Refused:
     request = parse(body, _REQUEST)
     if isinstance(request, Refused):
         return request
-    return contradiction(request) or request
+    return contradiction(request) or steering_contradiction(request.steering) or in_own_spelling(request)
 
 
 def contradiction(request: ChatRequest) -> Refused | None:
@@ -130,11 +131,16 @@ def contradiction(request: ChatRequest) -> Refused | None:
 def sanitise(request: ChatRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call | Refused:
     """The call for one backend, built field by field from the checked request."""
     stream = bool(request.stream)
-    fingerprint = fingerprint_of(upstream_steering(request, tenant=tenant))
+    steered = fingerprint(request, tenant=tenant)
     usage = usage_wanted(request, rules)
-    heeded = Heeded(usage=usage and rules.usage_claimed, reasoning=rules.reasoning, steering=fingerprint is not None)
+    heeded = Heeded(
+        usage=usage and rules.usage_claimed,
+        reasoning=rules.reasoning,
+        steering=steered is not None,
+        gates=request.gates,
+    )
     renderer = (StreamRenderer if stream else WholeRenderer)(
-        identity=identity, model=rules.name, usage=usage, fingerprint=fingerprint or ""
+        identity=identity, model=rules.name, usage=usage, fingerprint=steered or ""
     )
     return chat_call(request, rules, identity, tenant=tenant, heeded=heeded, renderer=renderer)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.wire.dialect import Identity
 from gateway.wire.errors import error_event, refusal_of
-from gateway.wire.generation import steering_body
+from gateway.wire.steering_report import steering_body
 from policy.release import Ending, Release, ToolCall, Usage
 
 
@@ -56,7 +56,7 @@ class StreamRenderer:
             out.append(self._chunk(b'{"tool_calls":[' + msgspec.json.encode(part) + b"]}"))
         extra = b""
         if ending.numbers is not None:
-            report = steering_body(ending.numbers, fingerprint=self._fingerprint)
+            report = steering_body(ending.numbers, flags=ending.flags, fingerprint=self._fingerprint)
             extra = b',"steering":' + msgspec.json.encode(report)
         out.append(self._chunk(b"{}", finish=msgspec.json.encode(ending.outcome.value), extra=extra))
         if self._usage and ending.usage is not None:
@@ -101,7 +101,7 @@ class WholeRenderer:
         if self._usage and ending.usage is not None:
             body["usage"] = usage_body(ending.usage)
         if ending.numbers is not None:
-            body["steering"] = steering_body(ending.numbers, fingerprint=self._fingerprint)
+            body["steering"] = steering_body(ending.numbers, flags=ending.flags, fingerprint=self._fingerprint)
         return msgspec.json.encode(body)
 
 

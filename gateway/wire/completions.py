@@ -11,8 +11,18 @@ from gateway.wire.chat import usage_wanted
 from gateway.wire.chat_answer import usage_body
 from gateway.wire.dialect import Call, Identity, ModelRules
 from gateway.wire.errors import error_event, refusal_of
-from gateway.wire.fields import Sampling, answer_bytes_max, fingerprint_of, parse, tokens_max, upstream_fields
-from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.fields import (
+    Sampling,
+    answer_bytes_max,
+    fingerprint,
+    in_own_spelling,
+    parse,
+    tokens_max,
+    upstream_fields,
+)
+from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
+from gateway.wire.steering_report import steering_body
+from gateway.wire.steering_spec import contradiction
 from policy.refusal import Refused
 from policy.release import Ending, Release
 
@@ -30,7 +40,10 @@ _REQUEST = msgspec.json.Decoder(CompletionRequest)
 
 def parse_request(body: bytes) -> CompletionRequest | Refused:
     """A client's body as a checked request, or what is wrong with it."""
-    return parse(body, _REQUEST)
+    request = parse(body, _REQUEST)
+    if isinstance(request, Refused):
+        return request
+    return contradiction(request.steering) or in_own_spelling(request)
 
 
 def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call | Refused:
@@ -41,11 +54,11 @@ def sanitise(request: CompletionRequest, rules: ModelRules, identity: Identity, 
     fields = upstream_fields(request, tokens=tokens, seed=identity.seed, rules=rules, tenant=tenant)
     fields["prompt"] = request.prompt
     stream = bool(request.stream)
-    fingerprint = fingerprint_of(fields.get("steering"))
+    steered = fingerprint(request, tenant=tenant)
     usage = usage_wanted(request, rules)
-    heeded = Heeded(usage=usage and rules.usage_claimed, steering=fingerprint is not None)
+    heeded = Heeded(usage=usage and rules.usage_claimed, steering=steered is not None, gates=request.gates)
     renderer = CompletionRenderer(
-        identity=identity, model=rules.name, stream=stream, usage=usage, fingerprint=fingerprint or ""
+        identity=identity, model=rules.name, stream=stream, usage=usage, fingerprint=steered or ""
     )
     return Call(
         model=rules.name,
@@ -105,7 +118,7 @@ class CompletionRenderer:
         if whole and self._usage and ending is not None and ending.usage is not None:
             body["usage"] = usage_body(ending.usage)
         if ending is not None and ending.numbers is not None:
-            body["steering"] = steering_body(ending.numbers, fingerprint=self._fingerprint)
+            body["steering"] = steering_body(ending.numbers, flags=ending.flags, fingerprint=self._fingerprint)
         return msgspec.json.encode(body)
 
     @staticmethod

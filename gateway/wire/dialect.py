@@ -57,6 +57,7 @@ class Call:
     reasoning: bool = False  # whether the answer may begin with some
     status: int = 200
     stateful: bool = False  # names vectors or jobs, which may be missing (404) or exist already (409)
+    steps_max: int | None = None  # of a job's events: how many steps its progress has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +73,4 @@ class ModelRules:
     reasoning: bool = False  # whether what the model says before its answer is released (and priced)
     embeddings: Literal["refuse", "int8", "binary"] = "refuse"
     dimensions: int | None = None  # of embeddings, where policy fixes them
+    cache_salted: bool = False  # whether the backend is told to keep tenants apart in its prefix cache

@@ -6,24 +6,9 @@ from typing import Any
 
 import msgspec
 
+from gateway.wire.rejections import REJECTIONS
 from policy.refusal import Reason, Refused
 from policy.release import Ending, Outcome
-
-# Codes that a backend may name in a 4xx: a closed list, so that a rejection helps its reader and carries few bits.
-REJECTIONS: tuple[tuple[str, str], ...] = (
-    ("rejected_by_model_server", "The model server rejected this request."),
-    ("context_length_exceeded", "The prompt and max_tokens together exceed the model's context length."),
-    ("kv_memory_exceeded", "The prompt and max_tokens together exceed the model server's memory for one request."),
-    ("empty_prompt", "The prompt is empty."),
-    ("text_too_long", "A contrast text is longer than the model's context length."),
-    ("unknown_vector", "A steering vector id does not exist; POST /v1/steering/extract makes one."),
-    ("unknown_op", "The steering operation is not one that this model server knows."),
-    ("bad_scale", "A steering scale is out of range."),
-    ("bad_layers", "A steering layer does not exist in this model."),
-    ("bad_layer", "The layer to extract at does not exist in this model."),
-    ("wrong_dimension", "A steering vector's dimension is not the model's residual width."),
-    ("wrong_model", "A steering vector was made for another model."),
-)
 
 _REJECTING = frozenset(
     {400, 404, 409, 413, 422}
@@ -65,14 +50,6 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }  # by status; all others are `api_error`
-
-
-def rejection_index(code: object) -> int:
-    """The position of a backend's error code in the closed list; 0 for all others."""
-    for index, (known, _) in enumerate(REJECTIONS):
-        if known == code:
-            return index
-    return 0
 
 
 def refusal_of(ending: Ending) -> Refused | None:

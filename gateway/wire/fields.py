@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.dialect import ModelRules
+from gateway.wire.easysteer import FIELD, SteerVectorRequest, translate
+from gateway.wire.handles import tenant_space, upstream_handle
+from gateway.wire.steering_spec import Steering, fingerprint_of, in_space
 from policy.limits import (
     ANSWER_BYTES_MAX,
     BYTES_PER_TOKEN_MAX,
-    STEERING_VECTORS_MAX,
     STOP_STRING_CHARS_MAX,
     STOP_STRINGS_MAX,
 )
 from policy.refusal import Reason, Refused
 
-Handle = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -62,21 +62,6 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool = False
 
 
-class SteeringVector(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One vector of a steering spec, by handle."""
-
-    id: Handle
-    op: Literal["add"] = "add"
-    scale: Annotated[float, Meta(ge=-1e4, le=1e4)] = 1.0
-    layers: Annotated[list[Annotated[int, Meta(ge=0, le=1023)]], Meta(min_length=1, max_length=1024)] | None = None
-
-
-class Steering(Struct, forbid_unknown_fields=True):
-    """The `steering` object of a request."""
-
-    vectors: Annotated[list[SteeringVector], Meta(max_length=STEERING_VECTORS_MAX)]
-
-
 class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A request of any dialect."""
 
@@ -102,14 +87,21 @@ class Sampling(Request, forbid_unknown_fields=True, omit_defaults=True):
     presence_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=0, le=0)] | None = None
     steering: Steering | None = None
+    steer_vector_request: SteerVectorRequest | None = None  # EasySteer's spelling; see `in_own_spelling`
 
     @property
     def steers(self) -> bool:
         """See `Request.steers`."""
         return self.steering is not None
 
+    @property
+    def gates(self) -> int:
+        """How many gates its steering has."""
+        return self.steering.gates if self.steering is not None else 0
+
 
 Asked = TypeVar("Asked", bound=Request)
+Sampled = TypeVar("Sampled", bound=Sampling)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]{0,80})`(?: - at `([^`]*)`)?")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`")
 
@@ -165,6 +157,18 @@ def _refusal(fault: msgspec.ValidationError, unlisted: Unlisted) -> Refused:
     return Refused(reason=Reason.UNSUPPORTED_FIELD, message=f"'{path}' is not supported: {why}.", param=path)
 
 
+def in_own_spelling(request: Sampled) -> Sampled | Refused:
+    """The request with its steering in our own words, whichever it came in: nothing behind this knows of others."""
+    if request.steer_vector_request is None:
+        return request
+    if request.steering is not None:
+        return Refused(reason=Reason.INVALID_REQUEST, message=f"{FIELD}: not beside 'steering'.", param=FIELD)
+    steering = translate(request.steer_vector_request)
+    if isinstance(steering, Refused):
+        return steering
+    return msgspec.structs.replace(request, steering=steering, steer_vector_request=None)
+
+
 def tokens_max(request: Sampling, rules: ModelRules, *, param: str = "max_tokens") -> int | Refused:
     """The token limit sent upstream: the client's, or the policy's default; over the policy's maximum is refused.
 
@@ -187,7 +191,8 @@ def answer_bytes_max(tokens: int) -> int:
 def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRules, tenant: str) -> dict[str, Any]:
     """The sampling fields of the upstream body, by construction: only what is named here reaches a backend."""
     stream = bool(request.stream)
-    fields: dict[str, Any] = {"model": rules.name, "max_tokens": tokens, "seed": seed, "stream": stream}
+    model = derived_model(request, tenant=tenant) or rules.name
+    fields: dict[str, Any] = {"model": model, "max_tokens": tokens, "seed": seed, "stream": stream}
     for name in ("temperature", "top_p", "top_k", "stop"):
         value = getattr(request, name)
         if value is not None:
@@ -196,33 +201,20 @@ def upstream_fields(request: Sampling, *, tokens: int, seed: int, rules: ModelRu
         fields["stream_options"] = {"include_usage": True}
     if rules.token_ids:
         fields["return_token_ids"] = True
-    steering = upstream_steering(request, tenant=tenant)
+    if rules.cache_salted:
+        fields["cache_salt"] = tenant_space(tenant)
+    steering = in_space(request.steering, tenant=tenant)
     if steering is not None:
         fields["steering"] = steering
     return fields
 
 
-def upstream_steering(request: Sampling, *, tenant: str) -> dict[str, Any] | None:
-    """The steering spec as it is sent, in the tenant's own name space; None if the request asks for no vector."""
-    if request.steering is None or not request.steering.vectors:
-        return None
-    return {"vectors": [_upstream_vector(vector, tenant) for vector in request.steering.vectors]}
+def derived_model(request: Sampling, *, tenant: str) -> str | None:
+    """The tenant's own model that the backend is asked for instead of the policy's, from which it was derived."""
+    derived = request.steering.model if request.steering is not None else None
+    return None if derived is None else upstream_handle(tenant, derived)
 
 
-def fingerprint_of(steering: dict[str, Any] | None) -> str | None:
-    """Names a steering spec as it was sent: SHA-256 of its canonical JSON, 16 hex digits."""
-    if steering is None:
-        return None
-    return hashlib.sha256(msgspec.json.encode(steering, order="sorted")).hexdigest()[:16]
-
-
-def upstream_handle(tenant: str, handle: str) -> str:
-    """A tenant's vectors live in a name space of their own: a handle of one tenant means nothing to another."""
-    return f"{hashlib.sha256(tenant.encode()).hexdigest()[:16]}-{handle}"
-
-
-def _upstream_vector(vector: SteeringVector, tenant: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {"id": upstream_handle(tenant, vector.id), "op": vector.op, "scale": vector.scale}
-    if vector.layers is not None:
-        fields["layers"] = vector.layers
-    return fields
+def fingerprint(request: Sampling, *, tenant: str) -> str | None:
+    """Names the vectors that a request asks for, and the derived model if there is one; None if it asks for no vector."""
+    return fingerprint_of(in_space(request.steering, tenant=tenant), derived=derived_model(request, tenant=tenant))

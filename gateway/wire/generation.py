@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.sse import EventParser
+from gateway.wire.steering_report import SteeringReport, steering_numbers
 from policy.canonical import (
     Event,
     Finish,
@@ -34,10 +35,7 @@ from policy.release import Outcome, Usage
 
 # 20, 20.0 and 2e1 are one number: which of them a backend writes must make no difference.
 Count = Annotated[int, Meta(ge=0, le=TOKENS_REPORTED_MAX)] | Annotated[float, Meta(ge=0, le=TOKENS_REPORTED_MAX)]
-Layer = Annotated[int, Meta(ge=0, le=1023)] | Annotated[float, Meta(ge=0, le=1023)]
 TOKEN_IDS_MARGIN = 16  # an engine may count its end token, and a few that it withheld
-DOSE_STEPS_PER_UNIT = 1000  # relative_dose is released in steps of 0.001
-DOSE_MAX = 1e6
 
 _NO_IDS = msgspec.Raw(b"")
 
@@ -97,21 +95,6 @@ class UsageClaim(Struct):
     completion_tokens: Count = 0
 
 
-class Applied(Struct):
-    """What steering did, as counted by the backend."""
-
-    prompt_tokens: Count
-    generated_tokens: Count
-    layers: Annotated[list[Layer], Meta(max_length=1024)]
-
-
-class SteeringReport(Struct):
-    """The backend's proof that steering fired. Its fingerprint is not read: the gateway makes its own."""
-
-    applied: Applied
-    relative_dose: Annotated[float, Meta(ge=0, le=DOSE_MAX)]
-
-
 class Body(Struct):
     """A streamed chunk or a whole answer."""
 
@@ -130,6 +113,7 @@ class Heeded(Struct, frozen=True, kw_only=True):
     usage: bool = False
     reasoning: bool = False
     steering: bool = False
+    gates: int = 0  # how many the steering has
 
 
 class Room(Struct, frozen=True, kw_only=True):
@@ -154,16 +138,18 @@ class _Closing:
         self.token_ids_left = room.tokens + TOKEN_IDS_MARGIN if room.token_ids else 0
         self.finish: Outcome | None = None
         self.usage: Usage | None = None
-        self.numbers: tuple[int, ...] | None = None
+        self.numbers: Numbers | None = None
 
     def events(self) -> list[Event]:
         if self.finish is None:
             raise Malformed("the answer has no finish_reason")
+        if self.heeded.steering and self.numbers is None:
+            raise Malformed("steering was asked for, and the backend does not say that there was any")
         events: list[Event] = []
         if self.usage is not None:
             events.append(UsageReport(self.usage))
         if self.numbers is not None:
-            events.append(Numbers(self.numbers))
+            events.append(self.numbers)
         return [*events, Finish(self.finish)]
 
 
@@ -273,7 +259,7 @@ def _read(body: Body, closing: _Closing) -> Iterator[Event]:
             prompt_tokens=whole(claim.prompt_tokens), completion_tokens=whole(claim.completion_tokens)
         )
     if body.steering is not None and closing.heeded.steering:
-        closing.numbers = steering_numbers(body.steering)
+        closing.numbers = steering_numbers(body.steering, gates=closing.heeded.gates)
 
 
 def _read_choice(choice: Choice, closing: _Closing) -> Iterator[Event]:
@@ -293,15 +279,6 @@ def _read_choice(choice: Choice, closing: _Closing) -> Iterator[Event]:
         yield TokenIds(_token_ids(choice.token_ids, closing))
     if choice.finish_reason is not None:
         closing.finish = closing.finish or _OUTCOMES.get(choice.finish_reason, Outcome.STOP)
-
-
-def steering_numbers(report: SteeringReport) -> tuple[int, ...]:
-    """prompt tokens, generated tokens, the set of layers as a bit mask, relative dose in steps of 0.001."""
-    layers = 0
-    for layer in report.applied.layers:
-        layers |= 1 << whole(layer)
-    dose = round(report.relative_dose * DOSE_STEPS_PER_UNIT)
-    return whole(report.applied.prompt_tokens), whole(report.applied.generated_tokens), layers, dose
 
 
 def whole(number: float) -> int:
@@ -329,14 +306,3 @@ def _token_ids(raw: msgspec.Raw, closing: _Closing) -> tuple[int, ...]:
     if closing.token_ids_left <= 0:
         raise Malformed("more token ids than the answer may have tokens")
     return tuple(whole(number) for number in ids)
-
-
-def steering_body(numbers: tuple[int, ...], *, fingerprint: str) -> dict[str, Any]:
-    """The released form of `steering_numbers`, with the gateway's fingerprint of the spec it sent."""
-    prompt_tokens, generated_tokens, mask, dose = numbers
-    layers = [layer for layer in range(mask.bit_length()) if mask >> layer & 1]
-    return {
-        "fingerprint": fingerprint,
-        "applied": {"prompt_tokens": prompt_tokens, "generated_tokens": generated_tokens, "layers": layers},
-        "relative_dose": dose / DOSE_STEPS_PER_UNIT,
-    }

@@ -1,47 +1,74 @@
-"""Steering vectors through the gateway: tenants name handles, backends answer with a closed set of statuses and numbers.
+"""The requests that start a job: extract, select, calibrate, evaluate, orthogonalize. Handles in, a job's id out.
 
-No tensor passes in either direction. Statistics are rounded to fixed point, so that they carry few and priced bits.
+Texts, numbers and words of closed lists reach the backend; what comes back is a job (`gateway.wire.jobs`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from gateway.wire.dialect import Call, Identity, ModelRules
-from gateway.wire.fields import Handle, Request, Unlisted, parse, upstream_handle
-from policy.canonical import Event, Finish, Malformed, Numbers
-from policy.limits import CONTRAST_TEXT_CHARS_MAX, CONTRAST_TEXTS_MAX, WIRE_BASE_BYTES
+from gateway.wire.fields import Request, Unlisted, parse
+from gateway.wire.handles import Handle, upstream_handle
+from gateway.wire.jobs import JobId, job_answer, new_job_id
+from gateway.wire.results import JobKind
+from gateway.wire.steering_spec import Layer, Layers, Place, Scale, Steering, contradiction, in_space
+from policy.limits import (
+    CONTRAST_TEXT_CHARS_MAX,
+    CONTRAST_TEXTS_MAX,
+    FIRST_WORDS_MAX,
+    JOB_ANSWER_TOKENS_MAX,
+    JOB_PROMPTS_MAX,
+    ORTHOGONAL_VECTORS_MAX,
+    SCALES_TRIED_MAX,
+    SELECT_TOKENS_MAX,
+)
 from policy.refusal import Reason, Refused
-from policy.release import Outcome, Release
 
 EXTRACT_PATH = "/v1/steering/extract"
-
-STATUSES = ("queued", "running", "succeeded", "failed")
-STATISTICS = ("norm", "residual_norm", "mean_pairwise_cosine", "d_prime")
-STATISTIC_STEPS_PER_UNIT = 100
-STATISTIC_MAX = 1e6
-PROGRESS_STEPS = 100
+SELECT_PATH = "/v1/steering/select"
+CALIBRATE_PATH = "/v1/steering/calibrate"
+EVALUATE_PATH = "/v1/steering/evaluate"
+ORTHOGONALIZE_PATH = "/v1/steering/orthogonalize"
 
 Text = Annotated[str, Meta(min_length=1, max_length=CONTRAST_TEXT_CHARS_MAX)]
 Texts = Annotated[list[Text], Meta(min_length=1, max_length=CONTRAST_TEXTS_MAX)]
+Prompts = Annotated[list[Text], Meta(min_length=1, max_length=JOB_PROMPTS_MAX)]
+Words = Annotated[list[Text], Meta(min_length=1, max_length=FIRST_WORDS_MAX)]
+Labels = Annotated[list[bool], Meta(min_length=1, max_length=CONTRAST_TEXTS_MAX)]
+Dataset = Literal["formality", "harmfulness", "language", "sentiment"]
+Method = Literal[
+    "mean_difference", "pca", "pca_centred", "logistic", "lat", "actadd", "ccs", "leace", "erase_mean", "refusal"
+]
+Token = Literal["last", "mean", "post_instruction", "all"] | Place
+Metric = Literal["refusal", "kl", "cross_entropy", "propensity"]
+Small = Annotated[int, Meta(ge=1, le=1000)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Nats = Annotated[float, Meta(gt=0, le=1e6)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+AnswerTokens = Annotated[int, Meta(ge=1, le=JOB_ANSWER_TOKENS_MAX)]
 
 
-class ExtractRequest(Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """The allow-list of `POST /v1/steering/extract`."""
+class MethodParams(Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What single methods may be told. Which of them takes which is the model server's to say."""
 
-    id: Handle
-    positive: Texts
-    negative: Texts
-    layer: Annotated[int, Meta(ge=0, le=1023)]
-    method: Literal["mean_difference"] = "mean_difference"
-    token: Literal["last", "mean"] = "last"  # noqa: S105  of the text, not of a session
-    chat: bool = False
+    c: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    seed: Seed | None = None
+    rounds: Small | None = None
+    restarts: Small | None = None
+    penalty: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    labels: Labels | None = None
+    induce_min: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
+    kl_nats_max: Nats | None = None
+    depth_max: Share | None = None
+    first_words: Words | None = None
+
+
+class Job(Request, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A request that a job answers."""
 
     @property
     def steers(self) -> bool:
@@ -49,157 +76,185 @@ class ExtractRequest(Request, forbid_unknown_fields=True, omit_defaults=True, kw
         return True
 
 
-class JobResult(Struct):
-    """Statistics of an extracted vector."""
+class Contrast(Job, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A job on two sides of texts: the client's, or those of a data set that comes with the model server."""
 
-    layer: Annotated[int, Meta(ge=0, le=1023)]
-    norm: float
-    residual_norm: float
-    mean_pairwise_cosine: float | None = None  # a single pair has none
-    d_prime: float | None = None
-
-
-class JobAnswer(Struct):
-    """What is read of a backend's job."""
-
-    status: Literal["queued", "running", "succeeded", "failed"]
-    progress: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    result: JobResult | None = None
+    positive: Texts | None = None
+    negative: Texts | None = None
+    dataset: Dataset | None = None
+    chat: bool = False
 
 
-_REQUEST = msgspec.json.Decoder(ExtractRequest)
+class ExtractRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The allow-list of `POST /v1/steering/extract`."""
+
+    id: Handle
+    method: Method = "mean_difference"
+    layer: Layer | None = None
+    layers: Layers | Literal["all"] | None = None
+    paired: bool | None = None
+    token: Token | None = None
+    params: MethodParams | None = None
+
+
+class SelectRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The allow-list of `POST /v1/steering/select`. `id` is that of the vector that will be stored."""
+
+    id: Handle
+    method: Method = "mean_difference"
+    layers: Layers | Literal["all"] | None = None
+    tokens: Annotated[list[Token], Meta(min_length=1, max_length=SELECT_TOKENS_MAX)] | None = None
+    paired: bool | None = None
+    by: Literal["d_prime", "refusal"] | None = None
+    params: MethodParams | None = None
+
+
+class CalibrateRequest(Job, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The allow-list of `POST /v1/steering/calibrate`: how strong `steering` may be."""
+
+    steering: Steering
+    prompts: Prompts | None = None
+    dataset: Dataset | None = None
+    chat: bool = False
+    answer_tokens: AnswerTokens | None = None
+    target_kl_nats: Nats | None = None
+    quantile: Annotated[float, Meta(ge=0, le=1)] | None = None
+    tolerance: Annotated[float, Meta(ge=0.001, le=0.5)] | None = None
+
+
+class EvaluateRequest(Contrast, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The allow-list of `POST /v1/steering/evaluate`: what `steering` does, scale by scale."""
+
+    steering: Steering
+    scales: Annotated[list[Scale], Meta(min_length=1, max_length=SCALES_TRIED_MAX)]
+    metrics: Annotated[list[Metric], Meta(min_length=1, max_length=4)] | None = None
+    prompts: Prompts | None = None
+    side: Literal["positive", "negative", "both"] | None = None
+    paired: bool | None = None
+    answer_prefix: Annotated[str, Meta(max_length=CONTRAST_TEXT_CHARS_MAX)] | None = None
+    answer_tokens: AnswerTokens | None = None
+    rope_nats: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    seed: Seed | None = None
+
+
+class OrthogonalizeRequest(Job, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """The allow-list of `POST /v1/steering/orthogonalize`. `id` is that of the derived model."""
+
+    id: Handle
+    vectors: Annotated[list[Handle], Meta(min_length=1, max_length=ORTHOGONAL_VECTORS_MAX)]
+
+
 _UNLISTED = Unlisted(reasons={}, harmless={}, dropped=frozenset())
-_JOB = msgspec.json.Decoder(JobAnswer)
+_EXTRACT = msgspec.json.Decoder(ExtractRequest)
+_SELECT = msgspec.json.Decoder(SelectRequest)
+_CALIBRATE = msgspec.json.Decoder(CalibrateRequest)
+_EVALUATE = msgspec.json.Decoder(EvaluateRequest)
+_ORTHOGONALIZE = msgspec.json.Decoder(OrthogonalizeRequest)
 
 
 def parse_extract(body: bytes) -> ExtractRequest | Refused:
     """A client's body as a checked request, or what is wrong with it."""
-    request = parse(body, _REQUEST, _UNLISTED)
+    request = parse(body, _EXTRACT, _UNLISTED)
     if isinstance(request, Refused):
         return request
-    if len(request.positive) != len(request.negative):
-        message = f"positive has {len(request.positive)} texts and negative {len(request.negative)}: they form pairs."
-        return Refused(reason=Reason.INVALID_REQUEST, message=message, param="negative")
-    return request
+    if (request.layer is None) == (request.layers is None):
+        return _invalid("layer", "give either 'layer' or 'layers'")
+    return _texts(request) or request
 
 
-def model_mark(model: str) -> str:
-    """Eight hex digits that lead from a job id back to its model."""
-    return hashlib.sha256(model.encode()).hexdigest()[:8]
+def parse_select(body: bytes) -> SelectRequest | Refused:
+    """Likewise."""
+    request = parse(body, _SELECT, _UNLISTED)
+    return request if isinstance(request, Refused) else _texts(request) or request
+
+
+def parse_calibrate(body: bytes) -> CalibrateRequest | Refused:
+    """Likewise."""
+    request = parse(body, _CALIBRATE, _UNLISTED)
+    if isinstance(request, Refused):
+        return request
+    if (request.prompts is None) == (request.dataset is None):
+        return _invalid("prompts", "give either 'prompts' or 'dataset'")
+    return _spec(request.steering) or request
+
+
+def parse_evaluate(body: bytes) -> EvaluateRequest | Refused:
+    """Likewise."""
+    request = parse(body, _EVALUATE, _UNLISTED)
+    return request if isinstance(request, Refused) else _spec(request.steering) or request
+
+
+def parse_orthogonalize(body: bytes) -> OrthogonalizeRequest | Refused:
+    """Likewise."""
+    return parse(body, _ORTHOGONALIZE, _UNLISTED)
 
 
 def extract_call(request: ExtractRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
-    """Start an extraction. Both ids, the vector's and the job's, are chosen on this side of the backend."""
-    job_id = f"job-{model_mark(rules.name)}-{identity.id}"
+    """Start an extraction. All ids, the vector's and the job's, are chosen on this side of the backend."""
+    fields = _fields(request) | {"id": upstream_handle(tenant, request.id)}
+    return _start("extract", EXTRACT_PATH, fields, rules, identity, tenant)
+
+
+def select_call(request: SelectRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
+    """Start a selection among candidates."""
+    fields = _fields(request) | {"id": upstream_handle(tenant, request.id)}
+    return _start("select", SELECT_PATH, fields, rules, identity, tenant)
+
+
+def calibrate_call(request: CalibrateRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
+    """Start a search for the scale at which the steered model differs from the plain one as much as wanted."""
+    fields = _fields(request) | {"steering": in_space(request.steering, tenant=tenant)}
+    return _start("calibrate", CALIBRATE_PATH, fields, rules, identity, tenant)
+
+
+def evaluate_call(request: EvaluateRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
+    """Start an evaluation."""
+    fields = _fields(request) | {"steering": in_space(request.steering, tenant=tenant)}
+    return _start("evaluate", EVALUATE_PATH, fields, rules, identity, tenant)
+
+
+def orthogonalize_call(request: OrthogonalizeRequest, rules: ModelRules, identity: Identity, *, tenant: str) -> Call:
+    """Start the making of a derived model."""
     fields = {
-        "id": upstream_handle(tenant, request.id),
-        "job_id": upstream_handle(tenant, job_id),
-        "method": request.method,
-        "positive": request.positive,
-        "negative": request.negative,
-        "layer": request.layer,
-        "token": request.token,
-        "chat": request.chat,
+        "model": upstream_handle(tenant, request.id),
+        "vectors": [upstream_handle(tenant, handle) for handle in request.vectors],
     }
-    return _call(
-        rules,
-        method="POST",
-        path=EXTRACT_PATH,
-        body=msgspec.json.encode(fields),
-        job_id=job_id,
-        status=202,
-    )
+    return _start("orthogonalize", ORTHOGONALIZE_PATH, fields, rules, identity, tenant)
 
 
-def job_call(job_id: str, rules: ModelRules, *, tenant: str) -> Call:
-    """Ask for a job's state."""
-    return _call(rules, method="GET", path=f"/v1/jobs/{upstream_handle(tenant, job_id)}", body=b"", job_id=job_id)
+def _start(
+    kind: JobKind, path: str, fields: dict[str, Any], rules: ModelRules, identity: Identity, tenant: str
+) -> Call:
+    job: JobId = new_job_id(kind, rules, identity)
+    body = msgspec.json.encode(fields | {"job_id": upstream_handle(tenant, job.text)})
+    return job_answer(job, rules, method="POST", path=path, body=body, status=202)
 
 
-def _call(rules: ModelRules, *, method: str, path: str, body: bytes, job_id: str, status: int = 200) -> Call:
-    return Call(
-        model=rules.name,
-        stream=False,
-        upstream_method=method,
-        upstream_path=path,
-        upstream_body=body,
-        answer_bytes_max=0,
-        tools_declared=frozenset(),
-        decoder=JobDecoder(),
-        renderer=JobRenderer(job_id),
-        status=status,
-        stateful=True,
-    )
+# What names a thing at the backend, or the backend itself: never copied, always put there by the gateway.
+_NAMING = frozenset({"model", "id", "vectors", "steering"})
 
 
-class JobDecoder:
-    """A job as numbers: status, progress in percent, and if it succeeded its layer and statistics."""
-
-    def __init__(self) -> None:
-        self._body = b""
-
-    def feed(self, chunk: bytes) -> Iterator[Event]:
-        """Collects. Raises `Malformed` over `WIRE_BASE_BYTES`."""
-        self._body += chunk
-        if len(self._body) > WIRE_BASE_BYTES:
-            raise Malformed(f"job over {WIRE_BASE_BYTES} bytes")
-        return iter(())
-
-    def eof(self) -> Iterator[Event]:
-        """The job's numbers. Raises `Malformed`."""
-        try:
-            job = _JOB.decode(self._body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-            raise Malformed(f"not the JSON of a job: {type(fault).__name__}") from fault
-        numbers = [STATUSES.index(job.status), round(job.progress * PROGRESS_STEPS)]
-        if job.result is not None:
-            numbers.append(job.result.layer)
-            numbers += [_fixed_point(getattr(job.result, name)) for name in STATISTICS]
-        return iter((Numbers(tuple(numbers)), Finish(Outcome.STOP)))
+def _fields(request: Job) -> dict[str, Any]:
+    """Texts, numbers and words of closed lists as they were given. What was left out is the model server's to choose."""
+    fields = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _NAMING}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-class JobRenderer:
-    """A job as JSON, from its numbers and the id that the gateway chose."""
-
-    content_type = "application/json"
-
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
-
-    def release(self, release: Release) -> bytes:
-        """The whole body."""
-        assert release.ending is not None
-        assert release.ending.numbers is not None
-        status, progress, *result = release.ending.numbers
-        body: dict[str, Any] = {
-            "id": self._job_id,
-            "object": "job",
-            "status": STATUSES[status],
-            "progress": progress / PROGRESS_STEPS,
-        }
-        if result:
-            layer, *statistics = result
-            values = (_unfix(number) for number in statistics)
-            body["result"] = {"layer": layer, **dict(zip(STATISTICS, values, strict=True))}
-        return msgspec.json.encode(body)
+def _texts(request: ExtractRequest | SelectRequest) -> Refused | None:
+    """Both sides of one's own, or a data set."""
+    own = (request.positive is not None, request.negative is not None)
+    if own != (request.dataset is None,) * 2:
+        return _invalid("dataset", "give either 'positive' and 'negative', or 'dataset'")
+    return None
 
 
-def _fixed_point(value: float | None) -> int:
-    """A statistic as a non-negative integer: 0 for none, else 1 + zigzag of it in steps of 0.01.
-
-    Raises `Malformed` for NaN and the huge.
-    """
-    if value is None:
-        return 0
-    if not math.isfinite(value) or abs(value) > STATISTIC_MAX:
-        raise Malformed("a statistic is not a sensible number")
-    steps = round(value * STATISTIC_STEPS_PER_UNIT)
-    return 1 + (2 * steps if steps >= 0 else -2 * steps - 1)
+def _spec(steering: Steering) -> Refused | None:
+    if not steering.vectors:
+        return _invalid("steering.vectors", "it names no vector")
+    if steering.model is not None:
+        return _invalid("steering.model", "jobs are of the model that the policy names")
+    return contradiction(steering)
 
 
-def _unfix(number: int) -> float | None:
-    if number == 0:
-        return None
-    zigzag = number - 1
-    steps = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
-    return steps / STATISTIC_STEPS_PER_UNIT
+def _invalid(param: str, why: str) -> Refused:
+    return Refused(reason=Reason.INVALID_REQUEST, message=f"{param}: {why}.", param=param)

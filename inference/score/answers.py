@@ -9,7 +9,7 @@ from inference.engine import Engine
 from inference.loading import LoadedModel
 from inference.request import EndReason, EngineRequest, Handle
 from inference.sampling import SamplingParams
-from inference.steering.table import Applied
+from inference.steering.applied import Applied
 
 QUESTIONS = (
     "Explain how tides work.",

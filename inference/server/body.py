@@ -19,3 +19,23 @@ async def read_body(request: web.Request) -> bytes:
         raise ApiError(408, "the body did not arrive in time", code="body_timeout") from error
     except web.RequestPayloadError as error:
         raise bad_request("the body is not what its headers say", code="invalid_body") from error
+
+
+async def read_file(request: web.Request, *, bytes_max: int) -> bytes:
+    """A body that may be larger than JSON ones. Raises ApiError if it is too large or does not arrive in time."""
+    too_large = ApiError(413, f"the file is larger than {bytes_max} bytes", code="body_too_large")
+    if (request.content_length or 0) > bytes_max:
+        raise too_large
+    parts, total = [], 0
+    try:
+        async with asyncio.timeout(BODY_READ_TIMEOUT_S):
+            async for part in request.content.iter_any():
+                total += len(part)
+                if total > bytes_max:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError as error:
+        raise ApiError(408, "the body did not arrive in time", code="body_timeout") from error
+    except web.RequestPayloadError as error:
+        raise bad_request("the body is not what its headers say", code="invalid_body") from error
+    return b"".join(parts)

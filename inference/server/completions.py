@@ -15,9 +15,10 @@ from inference.limits import WRITE_TIMEOUT_S
 from inference.server.body import read_body
 from inference.server.errors import ApiError, json_response
 from inference.server.generation import Ended, Plan, plan, run
+from inference.server.metrics import METRICS
 from inference.server.render import SSE_DONE, Document, Rendering, Usage, sse_event, steering_document
 from inference.server.schema import ChatRequest, CompletionRequest, decode
-from inference.server.service import SERVICE
+from inference.server.service import SERVICE, Served
 
 _log = logging.getLogger("inference.server")
 _STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
@@ -35,36 +36,50 @@ async def _answer(request: web.Request, body: ChatRequest | CompletionRequest) -
     service = request.app[SERVICE]
     service.refuse_if_draining()
     # Templates and tokenizers take milliseconds for long prompts: not in the event loop.
-    planned = await asyncio.to_thread(plan, body, loaded=service.loaded, store=service.store)
+    served = service.served(body.model)
+    planned = await asyncio.to_thread(plan, body, loaded=served.loaded, store=service.store, standing=service.standing)
     rendering = Rendering(
         id=("chatcmpl-" if isinstance(body, ChatRequest) else "cmpl-") + secrets.token_hex(12),
         created=int(time.time()),
-        model=service.loaded.id,
+        model=served.loaded.id,
         is_chat=isinstance(body, ChatRequest),
         with_token_ids=bool(body.return_token_ids),
     )
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _stream(request, planned, rendering, with_usage=with_usage)
-    return await _whole(request, planned, rendering)
+        return await _stream(request, served, planned, rendering, with_usage=with_usage)
+    return await _whole(request, served, planned, rendering)
 
 
-async def _whole(request: web.Request, planned: Plan, rendering: Rendering) -> web.Response:
-    service = request.app[SERVICE]
+async def _whole(request: web.Request, served: Served, planned: Plan, rendering: Rendering) -> web.Response:
+    pieces, ended = await to_end(served, planned)
+    usage, steering = booked(request, planned, rendering.id, ended)
+    return json_response(rendering.whole(pieces, ended.last, usage, steering))
+
+
+async def to_end(served: Served, planned: Plan) -> tuple[list[Piece], Ended]:
+    """Run it, and wait for all of its answer. Raises ApiError."""
     pieces: list[Piece] = []
-    async with contextlib.aclosing(run(planned, engine=service.engine, loaded=service.loaded)) as events:
+    async with contextlib.aclosing(run(planned, engine=served.engine, loaded=served.loaded)) as events:
         async for event in events:
             if isinstance(event, Ended):
-                usage = _usage(planned, event)
-                _log_end(rendering, usage, event)
-                return json_response(rendering.whole(pieces, event.last, usage, _steering(planned, event)))
+                return pieces, event
             pieces.append(event)
     raise AssertionError("run ends with Ended or raises")
 
 
-async def _stream(request: web.Request, planned: Plan, rendering: Rendering, *, with_usage: bool) -> web.StreamResponse:
-    service = request.app[SERVICE]
-    async with contextlib.aclosing(run(planned, engine=service.engine, loaded=service.loaded)) as events:
+def booked(request: web.Request, planned: Plan, answer_id: str, ended: Ended) -> tuple[Usage, Document | None]:
+    """Usage and steering of a whole answer, logged and counted."""
+    usage, steering = _usage(planned, ended), _steering(planned, ended)
+    _log.info("answered", extra={"request": answer_id, "finish_reason": ended.last.finish_reason, **usage.document()})
+    request.app[METRICS].answered(usage, steering)
+    return usage, steering
+
+
+async def _stream(
+    request: web.Request, served: Served, planned: Plan, rendering: Rendering, *, with_usage: bool
+) -> web.StreamResponse:
+    async with contextlib.aclosing(run(planned, engine=served.engine, loaded=served.loaded)) as events:
         # The first event decides between an error status and a stream: a refusal must not arrive as 200.
         event = await anext(events)
         response = web.StreamResponse(headers=_STREAM_HEADERS)
@@ -77,11 +92,10 @@ async def _stream(request: web.Request, planned: Plan, rendering: Rendering, *, 
         except ApiError as error:
             await _write(response, [error.document()])  # no [DONE] behind it: the answer is not complete
             return response
-        usage = _usage(planned, event)
-        _log_end(rendering, usage, event)
+        usage, steering = booked(request, planned, rendering.id, event)
         await _write(
             response,
-            rendering.closing(event.last, usage if with_usage else None, _steering(planned, event)),
+            rendering.closing(event.last, usage if with_usage else None, steering),
             end=SSE_DONE,
         )
         return response
@@ -95,15 +109,14 @@ async def _write(response: web.StreamResponse, documents: list[Document], *, end
 
 
 def _usage(planned: Plan, ended: Ended) -> Usage:
-    return Usage(prompt_tokens=len(planned.prompt_ids), completion_tokens=ended.completion_tokens)
+    return Usage(
+        prompt_tokens=len(planned.prompt_ids),
+        completion_tokens=ended.completion_tokens,
+        cached_tokens=ended.cached_tokens,
+    )
 
 
 def _steering(planned: Plan, ended: Ended) -> Document | None:
     if planned.steering is None:
         return None
     return steering_document(planned.steering.fingerprint, ended.applied)
-
-
-def _log_end(rendering: Rendering, usage: Usage, ended: Ended) -> None:
-    extra = {"request": rendering.id, "finish_reason": ended.last.finish_reason, **usage.document()}
-    _log.info("answered", extra=extra)

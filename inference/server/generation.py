@@ -14,11 +14,15 @@ from inference.limits import COMPLETION_TOKENS_DEFAULT
 from inference.loading import LoadedModel
 from inference.request import EndReason, EngineRequest, Refused, RefusedReason
 from inference.sampling import SEED_MAX, TEMPERATURE_MIN, SamplingParams
+from inference.server.compat import easysteer
+from inference.server.compat.translation import Translation
 from inference.server.errors import ApiError, bad_request
 from inference.server.schema import ChatRequest, CompletionRequest, template_message, without_none
-from inference.steering.spec import SpecError, compile_spec
-from inference.steering.store import VectorStore
-from inference.steering.table import Applied, CompiledSteering
+from inference.steering.applied import Applied
+from inference.steering.compile import compile_spec
+from inference.steering.objects import Vectors
+from inference.steering.program import CompiledSteering
+from inference.steering.spec import SpecError, SteeringSpec
 from inference.tools import ToolChoice, declared
 
 
@@ -29,6 +33,7 @@ class Ended:
     last: LastPiece
     applied: Applied
     completion_tokens: int
+    cached_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,15 +46,19 @@ class Plan:
     steering: CompiledSteering | None
     stop: tuple[str, ...]
     tools: ToolChoice | None
+    cache_salt: str
 
 
-def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: VectorStore) -> Plan:
-    """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model."""
-    if body.model != loaded.id:
-        raise ApiError(404, f"the model {body.model!r} does not exist", code="model_not_found", param="model")
+def plan(
+    body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: Vectors, standing: SteeringSpec | None = None
+) -> Plan:
+    """Check a request completely. Raises ApiError. Tokenises, so it belongs in a thread; runs nothing on the model.
+
+    `standing`: what applies to a request that says nothing of steering.
+    """
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options needs stream", param="stream_options")
-    steering = _steering(body, loaded, store)
+    steering = _steering(body, loaded, store, standing)
     tools = _tools(body) if isinstance(body, ChatRequest) else None
     prompt_ids = _prompt_ids(body, tools, loaded)
     if not prompt_ids:  # possible: a vocabulary need not have a token for every byte
@@ -61,17 +70,26 @@ def plan(body: ChatRequest | CompletionRequest, *, loaded: LoadedModel, store: V
         steering=steering,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         tools=tools,
+        cache_salt=body.cache_salt or "",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Over:
+    """What the engine's thread says of the end."""
+
+    last: LastPiece
+    applied: Applied
 
 
 async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenerator[Piece | Ended, None]:
     """Pieces as they become sure, then one Ended. Closing the iterator early cancels the request. Raises ApiError."""
     loop = asyncio.get_running_loop()
     # Bounded by max_tokens + 1 events, each of a few hundred bytes.
-    events: asyncio.Queue[Piece | Ended | EndReason] = asyncio.Queue()
+    events: asyncio.Queue[Piece | _Over | EndReason] = asyncio.Queue()
     answer = Answer(loaded.tokenizer, end_ids=loaded.end_ids, stop=plan.stop, tools=plan.tools)
 
-    def tell(event: Piece | Ended | EndReason) -> None:
+    def tell(event: Piece | _Over | EndReason) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -83,7 +101,7 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
 
     def on_end(reason: EndReason, applied: Applied) -> None:
         if reason in (EndReason.STOPPED, EndReason.LENGTH):
-            tell(Ended(last=answer.finish(), applied=applied, completion_tokens=answer.token_count))
+            tell(_Over(last=answer.finish(), applied=applied))
         else:
             tell(reason)
 
@@ -95,6 +113,7 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
             steering=plan.steering,
             on_token=on_token,
             on_end=on_end,
+            cache_salt=plan.cache_salt,
         )
     )
     if isinstance(submitted, Refused):
@@ -104,22 +123,45 @@ async def run(plan: Plan, *, engine: Engine, loaded: LoadedModel) -> AsyncGenera
             event = await events.get()
             if isinstance(event, EndReason):
                 raise _ended_badly(event)
-            yield event
-            if isinstance(event, Ended):
+            if isinstance(event, _Over):
+                yield Ended(
+                    last=event.last,
+                    applied=event.applied,
+                    completion_tokens=answer.token_count,
+                    cached_tokens=submitted.cached_tokens,
+                )
                 return
+            yield event
     finally:
         submitted.cancel()  # no effect on a request that is over
 
 
 def _steering(
-    body: ChatRequest | CompletionRequest, loaded: LoadedModel, store: VectorStore
+    body: ChatRequest | CompletionRequest, loaded: LoadedModel, store: Vectors, standing: SteeringSpec | None
 ) -> CompiledSteering | None:
-    if body.steering is None:
+    translation: Translation | None = None
+    try:
+        if body.steer_vector_request is not None:
+            if body.steering is not None:
+                raise bad_request("not beside steering", param=easysteer.FIELD)
+            translation = easysteer.translate(body.steer_vector_request)
+        spec = body.steering if translation is None else translation.spec
+        if spec is None:
+            return _standing(standing, loaded, store)
+        return compile_spec(spec, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
+    except SpecError as error:
+        param = error.param if translation is None else translation.theirs(error.param)
+        raise bad_request(str(error), param=param, code=error.code) from error
+
+
+def _standing(spec: SteeringSpec | None, loaded: LoadedModel, store: Vectors) -> CompiledSteering | None:
+    if spec is None:
         return None
     try:
-        return compile_spec(body.steering, store=store, config=loaded.config, model_digest=loaded.digest_sha256)
-    except SpecError as error:
-        raise bad_request(str(error), param=error.param, code=error.code) from error
+        return compile_spec(spec, store=store, config=loaded.config, model_digest=loaded.vectors_digest)
+    except SpecError as error:  # no fault of this request: a vector has gone since it was set
+        message = f"what POST /cvectors has set cannot be applied: {error}"
+        raise ApiError(503, message, code="cvectors_unusable") from error
 
 
 def _tools(body: ChatRequest) -> ToolChoice | None:
@@ -181,4 +223,7 @@ def _refused(refused: Refused) -> ApiError:
 def _ended_badly(reason: EndReason) -> ApiError:
     if reason is EndReason.CANCELLED:
         return ApiError(503, "the server is shutting down", code="stopping")
+    if reason is EndReason.DIVERGED:
+        message = "steered like this, the activations left the range of numbers; use a smaller scale or fewer layers"
+        return bad_request(message, param="steering", code="steering_diverged")
     return ApiError(500, "the model failed; the server's log has the reason", code="internal_error")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from inference.answer import LastPiece, Piece
-from inference.steering.table import Applied
+from inference.steering.applied import Applied
 
 Document = dict[str, Any]
 
@@ -18,6 +18,7 @@ Document = dict[str, Any]
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int  # of the prompt, found in the prefix cache
 
     def document(self) -> Document:
         total = self.prompt_tokens + self.completion_tokens
@@ -25,6 +26,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -108,15 +110,16 @@ class Rendering:
 
 
 def steering_document(fingerprint: str, applied: Applied) -> Document:
-    """What steering did, as counted in the forward pass. Tokens are those changed at any block output."""
+    """What steering did, as counted in the forward pass. Tokens are those that anything was applied to."""
     return {
         "fingerprint": fingerprint,
         "applied": {
-            "prompt_tokens": max(applied.prompt_tokens.values(), default=0),
-            "generated_tokens": max(applied.generated_tokens.values(), default=0),
+            "prompt_tokens": applied.prompt_tokens,
+            "generated_tokens": applied.generated_tokens,
             "layers": applied.layers(),
         },
         "relative_dose": applied.relative_dose(),
+        **({"gates": list(applied.gates)} if applied.gates else {}),
     }
 
 

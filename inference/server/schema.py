@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
-from inference.limits import MESSAGES_MAX, PAIRS_MAX, STOP_BYTES_MAX, STOP_STRINGS_MAX, TOOLS_MAX
+from inference.limits import (
+    CACHE_SALT_CHARS_MAX,
+    DESCRIPTION_CHARS_MAX,
+    MESSAGES_MAX,
+    SCALE_ABS_MAX,
+    SPEC_VECTORS_MAX,
+    STOP_BYTES_MAX,
+    STOP_STRINGS_MAX,
+    TOOLS_MAX,
+)
+from inference.server.compat.easysteer import SteerVectorRequest
 from inference.server.errors import bad_request, from_validation
 from inference.steering.spec import SteeringSpec
+from inference.steering.vector import ID_PATTERN
 
 Identifier = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}\Z")]
 _StopString = Annotated[str, Meta(min_length=1, max_length=STOP_BYTES_MAX)]
@@ -74,6 +85,8 @@ class Generation(Strict, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     steering: SteeringSpec | None = None
+    steer_vector_request: SteerVectorRequest | None = None  # EasySteer's spelling of it
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=CACHE_SALT_CHARS_MAX)] | None = None
 
 
 class ChatRequest(Generation, frozen=True, kw_only=True):
@@ -87,24 +100,43 @@ class CompletionRequest(Generation, frozen=True, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)]
 
 
-_Texts = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=PAIRS_MAX)]
-
-
-class ExtractRequest(Strict, frozen=True, kw_only=True):
-    id: Identifier
-    method: Literal["mean_difference"]
-    positive: _Texts
-    negative: _Texts
-    layer: int
-    token: Literal["last", "mean"] = "last"  # noqa: S105 - a position, no password
-    chat: bool = False
-    job_id: Identifier | None = None
-
-
 class UploadRequest(Strict, frozen=True, kw_only=True):
     id: Identifier
     layer: int
     vector: list[float]
+
+
+class DescribeRequest(Strict, frozen=True, kw_only=True):
+    """What is absent stays; null takes it away."""
+
+    description: Annotated[str, Meta(max_length=DESCRIPTION_CHARS_MAX)] | UnsetType | None = UNSET
+    scale_default: Annotated[float, Meta(ge=-SCALE_ABS_MAX, le=SCALE_ABS_MAX)] | UnsetType | None = UNSET
+
+
+_Weight = Annotated[float, Meta(ge=-SCALE_ABS_MAX, le=SCALE_ABS_MAX)]
+
+
+class Term(Strict, frozen=True):
+    id: Identifier
+    weight: _Weight = 1.0
+
+
+class CombineRequest(Strict, frozen=True, kw_only=True):
+    id: Identifier
+    terms: Annotated[list[Term], Meta(min_length=1, max_length=SPEC_VECTORS_MAX)]
+    orthogonal_to: Annotated[list[Identifier], Meta(max_length=SPEC_VECTORS_MAX)] = []
+    normalize: bool = False
+
+
+class OrthogonalizeRequest(Strict, frozen=True, kw_only=True):
+    model: Identifier
+    vectors: Annotated[list[Identifier], Meta(min_length=1, max_length=SPEC_VECTORS_MAX)]
+    job_id: Identifier | None = None
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a text from a path or a query could be an `Identifier`."""
+    return ID_PATTERN.fullmatch(text) is not None
 
 
 def template_message(message: Message) -> dict[str, Any]:

@@ -1,91 +1,121 @@
-"""The steering endpoints: vectors and the jobs that make them. Tensors come in, never out."""
+"""Stored steering objects over HTTP: list, show, upload, describe, combine, import, export, delete."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import math
-import secrets
 from typing import Any
 
 import torch
 from aiohttp import web
+from msgspec import UNSET
 
-from inference.chat import TemplateError
-from inference.extraction.chore import Extraction, extraction_chore
-from inference.extraction.jobs import Job, JobExistsError, JobsFullError
-from inference.limits import TEXT_BYTES_MAX, VECTOR_NORM_MAX
+from inference.limits import IMPORT_BYTES_MAX, VECTOR_NORM_MAX
 from inference.loading import LoadedModel
-from inference.server.body import read_body
+from inference.server.body import read_body, read_file
 from inference.server.errors import ApiError, bad_request, json_response
-from inference.server.schema import ExtractRequest, UploadRequest, decode
-from inference.server.service import SERVICE
-from inference.steering.store import ExistsError, StoredVector, StoreFullError
+from inference.server.schema import CombineRequest, DescribeRequest, UploadRequest, decode, is_identifier
+from inference.server.service import SERVICE, Service
+from inference.steering.combining import combine
+from inference.steering.importing import Format, export_vector, import_vector
+from inference.steering.safetensors_file import FileError
+from inference.steering.store import ExistsError, StoreFullError
+from inference.steering.vector import BadVectorError, StoredVector, direction
 
-
-async def extract(request: web.Request) -> web.Response:
-    """202 with a queued job; everything that can be wrong with the request is found before."""
-    service = request.app[SERVICE]
-    service.refuse_if_draining()
-    body = decode(await read_body(request), ExtractRequest)
-    if service.store.get(body.id) is not None:
-        raise _exists(body.id)
-    extraction = await asyncio.to_thread(_extraction, body, service.loaded)
-    try:
-        job = service.jobs.open(body.job_id or f"job-{secrets.token_hex(8)}")
-    except JobExistsError as error:
-        raise ApiError(409, f"job {body.job_id!r} exists already", code="job_exists", param="job_id") from error
-    except JobsFullError as error:
-        raise ApiError(503, "too many jobs are waiting; try again later", code="jobs_full") from error
-    chore = extraction_chore(
-        extraction, model=service.loaded.model, store=service.store, jobs=service.jobs, job_id=job.id
-    )
-    service.engine.add_chore(chore)
-    return json_response(_job_document(job), status=202)
-
-
-async def get_job(request: web.Request) -> web.Response:
-    job = request.app[SERVICE].jobs.get(request.match_info["id"])
-    if job is None:
-        raise ApiError(404, "no such job", code="job_not_found")
-    return json_response(_job_document(job))
+_FORMATS: dict[str, Format] = {"gguf": "gguf", "safetensors": "safetensors"}
 
 
 async def list_vectors(request: web.Request) -> web.Response:
-    vectors = request.app[SERVICE].store.all()
-    return json_response({"object": "list", "data": [_vector_document(vector) for vector in vectors]})
+    _check_query(request, {"prefix"})
+    prefix = request.query.get("prefix", "")
+    vectors = [vector for vector in request.app[SERVICE].store.all() if vector.id.startswith(prefix)]
+    return json_response({"object": "list", "data": [vector_document(vector) for vector in vectors]})
 
 
 async def get_vector(request: web.Request) -> web.Response:
-    vector = request.app[SERVICE].store.get(request.match_info["id"])
-    if vector is None:
-        raise _no_vector()
-    return json_response(_vector_document(vector))
+    return json_response(vector_document(_vector(request)))
 
 
 async def upload_vector(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     body = decode(await read_body(request), UploadRequest)
     values = _checked_values(body, service.loaded)
-    vector = StoredVector(
-        id=body.id,
-        layer=body.layer,
-        values=values,
-        metadata={
-            "method": "upload",
-            "layer_convention": "block_output",
-            "model_digest": service.loaded.digest_sha256,
-            "norm": float(values.double().norm()),
-        },
-    )
+    metadata = {
+        "method": "upload",
+        "layer_convention": "block_output",
+        "model_digest": service.loaded.digest_sha256,
+        "norm": float(values.double().norm()),
+    }
     try:
-        await asyncio.to_thread(service.store.add, vector)
-    except ExistsError as error:
-        raise _exists(body.id) from error
-    except StoreFullError as error:
-        raise ApiError(507, "the store holds as many vectors as it may", code="store_full") from error
-    return json_response(_vector_document(vector), status=201)
+        vector = direction(id=body.id, values={body.layer: values}, metadata=metadata)
+    except BadVectorError as error:
+        raise bad_request(str(error), param="vector", code=error.code) from error
+    return await _added(service, vector)
+
+
+async def describe_vector(request: web.Request) -> web.Response:
+    """Change what people read: a description, and the scale to begin with. null takes one away."""
+    vector_id = _vector(request).id
+    body = decode(await read_body(request), DescribeRequest)
+    changes = {
+        name: value
+        for name, value in (("description", body.description), ("scale_default", body.scale_default))
+        if value is not UNSET
+    }
+    try:
+        vector = await asyncio.to_thread(request.app[SERVICE].store.describe, vector_id, changes)
+    except BadVectorError as error:
+        raise bad_request(str(error), code=error.code) from error
+    if vector is None:
+        raise _no_vector()
+    return json_response(vector_document(vector))
+
+
+async def combine_vectors(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    body = decode(await read_body(request), CombineRequest)
+    refuse_existing(service, body.id)
+    terms = [(_known(service, term.id, f"terms[{i}].id"), term.weight) for i, term in enumerate(body.terms)]
+    away = [_known(service, vector_id, f"orthogonal_to[{i}]") for i, vector_id in enumerate(body.orthogonal_to)]
+    try:
+        vector = await asyncio.to_thread(combine, body.id, terms, orthogonal_to=away, normalize=body.normalize)
+    except BadVectorError as error:
+        raise bad_request(str(error), param="terms", code=error.code) from error
+    return await _added(service, vector)
+
+
+async def import_file(request: web.Request) -> web.Response:
+    service = request.app[SERVICE]
+    _check_query(request, {"id", "format"})
+    vector_id, form = request.query.get("id", ""), _format(request)
+    if not is_identifier(vector_id):
+        raise bad_request("id must be 1 to 100 of a-z, 0-9, dot, dash and underscore", param="id")
+    refuse_existing(service, vector_id)
+    async with service.imports:  # what is read here is the largest thing that a client can put into memory
+        content = await read_file(request, bytes_max=IMPORT_BYTES_MAX)
+        config = service.loaded.config
+        try:
+            vector = await asyncio.to_thread(import_vector, content, vector_id=vector_id, form=form, config=config)
+        except BadVectorError as error:
+            raise bad_request(str(error), code=error.code) from error
+        except FileError as error:
+            raise bad_request(str(error), code="bad_file") from error
+        return await _added(service, vector)
+
+
+async def export_file(request: web.Request) -> web.Response:
+    vector = _vector(request)
+    _check_query(request, {"format"})
+    form = _format(request)
+    try:
+        content = await asyncio.to_thread(export_vector, vector, form=form, config=request.app[SERVICE].loaded.config)
+    except FileError as error:
+        raise bad_request(str(error), param="format", code="not_expressible") from error
+    return web.Response(
+        body=content,
+        content_type="application/octet-stream",
+        headers={"Content-Disposition": f'attachment; filename="{vector.id}.{form}"'},
+    )
 
 
 async def delete_vector(request: web.Request) -> web.Response:
@@ -95,86 +125,74 @@ async def delete_vector(request: web.Request) -> web.Response:
     return json_response({"id": vector_id, "object": "steering.vector", "deleted": True})
 
 
-def _extraction(body: ExtractRequest, loaded: LoadedModel) -> Extraction:
-    if len(body.positive) != len(body.negative):
-        counts = f"{len(body.positive)} positive, {len(body.negative)} negative"
-        raise bad_request(f"as many positive as negative texts are needed, not {counts}", param="negative")
-    _check_layer(body.layer, loaded)
-    sides = {"positive": body.positive, "negative": body.negative}
-    ids = {name: tuple(_token_ids(text, name, body, loaded) for text in side) for name, side in sides.items()}
-    dataset = json.dumps([body.positive, body.negative], ensure_ascii=False, separators=(",", ":"))
-    provenance = {
-        "method": body.method,
-        "layer_convention": "block_output",
-        "token": body.token,
-        "tokenisation": "chat_template" if body.chat else "plain_with_model_default_special_tokens",
-        "dataset_digest": hashlib.sha256(dataset.encode()).hexdigest(),
-        "model_digest": loaded.digest_sha256,
-        "pairs": len(body.positive),
-    }
-    return Extraction(
-        vector_id=body.id,
-        layer=body.layer,
-        token=body.token,
-        positive=ids["positive"],
-        negative=ids["negative"],
-        provenance=provenance,
-    )
+def refuse_existing(service: Service, vector_id: str) -> None:
+    """Raises ApiError 409 if a vector has that id."""
+    if service.store.get(vector_id) is not None:
+        raise _exists(vector_id)
 
 
-def _token_ids(text: str, side: str, body: ExtractRequest, loaded: LoadedModel) -> tuple[int, ...]:
-    if len(text.encode()) > TEXT_BYTES_MAX:
-        raise bad_request(f"a text is longer than {TEXT_BYTES_MAX} bytes", param=side, code="text_too_long")
-    try:
-        shown = loaded.template.render([{"role": "user", "content": text}]) if body.chat else text
-    except TemplateError as error:
-        raise bad_request(str(error), param=side) from error
-    ids = tuple(loaded.tokenizer.encode(shown, add_special_tokens=not body.chat))
-    if not 1 <= len(ids) <= loaded.config.context_tokens:
-        message = f"a text has {len(ids)} tokens, 1 to {loaded.config.context_tokens} are possible"
-        raise bad_request(message, param=side, code="context_length_exceeded")
-    return ids
-
-
-def _checked_values(body: UploadRequest, loaded: LoadedModel) -> torch.Tensor:
-    _check_layer(body.layer, loaded)
-    d_model = loaded.config.d_model
-    if len(body.vector) != d_model:
-        message = f"the vector has {len(body.vector)} numbers, the model needs {d_model}"
-        raise bad_request(message, param="vector", code="wrong_dimension")
-    norm = math.sqrt(math.fsum(x * x for x in body.vector)) if all(map(_is_modest, body.vector)) else math.inf
-    if not 0 < norm <= VECTOR_NORM_MAX:
-        message = f"the vector must be finite, not zero, and of norm at most {VECTOR_NORM_MAX:g}"
-        raise bad_request(message, param="vector", code="bad_vector")
-    values = torch.tensor(body.vector, dtype=torch.float32)
-    if not bool(values.any()):
-        raise bad_request("the vector is zero in float32", param="vector", code="bad_vector")
-    return values
-
-
-def _is_modest(value: float) -> bool:
-    return math.isfinite(value) and abs(value) <= VECTOR_NORM_MAX
-
-
-def _check_layer(layer: int, loaded: LoadedModel) -> None:
+def check_layer(layer: int, loaded: LoadedModel) -> None:
+    """Raises ApiError 400 unless `layer` is a block output."""
     if not 0 <= layer < loaded.config.n_layers:
         message = f"layer {layer} does not exist; block outputs are 0 to {loaded.config.n_layers - 1}"
         raise bad_request(message, param="layer", code="bad_layer")
 
 
-def _job_document(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "object": "job",
-        "status": job.status,
-        "progress": job.progress,
-        "result": job.result,
-        "error": job.error,
-    }
+def vector_document(vector: StoredVector) -> dict[str, Any]:
+    """What is known about a vector, never its numbers. `layer` is the first of `layers`."""
+    head = {"id": vector.id, "object": "steering.vector", "kind": vector.kind}
+    return {**vector.metadata, **head, "layers": vector.layers, "layer": vector.layers[0]}
 
 
-def _vector_document(vector: StoredVector) -> dict[str, Any]:
-    return {"id": vector.id, "object": "steering.vector", "layer": vector.layer, **vector.metadata}
+async def _added(service: Service, vector: StoredVector) -> web.Response:
+    try:
+        await asyncio.to_thread(service.store.add, vector)
+    except ExistsError as error:
+        raise _exists(vector.id) from error
+    except StoreFullError as error:
+        raise ApiError(507, str(error), code="store_full") from error
+    return json_response(vector_document(vector), status=201)
+
+
+def _vector(request: web.Request) -> StoredVector:
+    vector = request.app[SERVICE].store.get(request.match_info["id"])
+    if vector is None:
+        raise _no_vector()
+    return vector
+
+
+def _known(service: Service, vector_id: str, param: str) -> StoredVector:
+    vector = service.store.get(vector_id)
+    if vector is None:
+        raise bad_request(f"no steering vector {vector_id!r}", param=param, code="unknown_vector")
+    return vector
+
+
+def _check_query(request: web.Request, known: set[str]) -> None:
+    """Raises ApiError 400 for a key that is not known, or stands twice."""
+    for key in request.query:
+        if key not in known or len(request.query.getall(key)) != 1:
+            raise bad_request(f"query parameter {key!r} is unknown, or stands twice", param=key, code="unknown_field")
+
+
+def _format(request: web.Request) -> Format:
+    form = _FORMATS.get(request.query.get("format", ""))
+    if form is None:
+        raise bad_request(f"format must be one of {', '.join(_FORMATS)}", param="format")
+    return form
+
+
+def _checked_values(body: UploadRequest, loaded: LoadedModel) -> torch.Tensor:
+    check_layer(body.layer, loaded)
+    d_model = loaded.config.d_model
+    if len(body.vector) != d_model:
+        message = f"the vector has {len(body.vector)} numbers, the model needs {d_model}"
+        raise bad_request(message, param="vector", code="wrong_dimension")
+    if not all(math.isfinite(value) and abs(value) <= VECTOR_NORM_MAX for value in body.vector):
+        # Found here, since the larger ones are infinite in float32.
+        message = f"the vector must be finite and of norm at most {VECTOR_NORM_MAX:g}"
+        raise bad_request(message, param="vector", code="bad_vector")
+    return torch.tensor(body.vector, dtype=torch.float32)
 
 
 def _exists(vector_id: str) -> ApiError:

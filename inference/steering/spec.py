@@ -1,87 +1,79 @@
-"""The `steering` field of a request: its shape, and its translation into what the forward pass adds."""
+"""The `steering` field of a request: every field that exists, and its type. `compile.py` gives it a meaning."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+from typing import Any, Literal
 
 import msgspec
-import torch
-
-from inference.config import ModelConfig
-from inference.limits import SCALE_ABS_MAX, SPEC_VECTORS_MAX
-from inference.steering.store import VectorStore
-from inference.steering.table import CompiledSteering
+from msgspec import UNSET, UnsetType
 
 
-class VectorUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Add `scale` times vector `id` at block outputs `layers` (the vector's own layer if left out)."""
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Frozen; a key it does not know is an error."""
+
+
+class Selector(Strict, frozen=True, kw_only=True):
+    """A union of token ids, positions and half-open windows [from, to). In a prompt negative ones count from its end."""
+
+    tokens: list[int] | None = None
+    positions: list[int] | None = None
+    windows: list[tuple[int, int]] | None = None
+
+
+Selected = Literal["all", "none"] | Selector
+
+
+class Excluded(Strict, frozen=True, kw_only=True):
+    """What is left out whatever the rest says."""
+
+    prompt: Selected | None = None
+    generation: Selected | None = None
+
+
+class Apply(Strict, frozen=True, kw_only=True):
+    """Which tokens. Naming one of prompt and generation leaves the other out; naming neither means both, all of them."""
+
+    prompt: Selected | None = None
+    generation: Selected | None = None
+    exclude: Excluded | None = None
+
+
+class When(Strict, frozen=True, kw_only=True):
+    """A gate: the score of vector `id` at block output `layer` is above, or is not above (`below`), a threshold."""
+
+    id: str
+    layer: int
+    above: float | None = None
+    below: float | None = None
+    token: Literal["mean", "last"] = "mean"  # noqa: S105 - a position, no password
+
+
+class VectorUse(Strict, frozen=True, kw_only=True):
+    """One operation with a stored object. `params` has the operation's own fields, see `building.py`."""
 
     id: str
     op: str
-    scale: float
-    layers: list[int] | None = None
+    scale: float | UnsetType = UNSET
+    layers: list[int] | Literal["all"] | None = None
+    point: str | None = None
+    apply: Apply | None = None
+    when: When | None = None
+    params: dict[str, Any] | None = None
 
 
-class SteeringSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All vectors of one request; their additions at the same block output are summed."""
+class SteeringSpec(Strict, frozen=True, kw_only=True):
+    """All operations of one request, in the order in which they work."""
 
     vectors: list[VectorUse]
+    conflict: str = "sequential"
 
 
 class SpecError(ValueError):
-    """The spec asks for something that does not exist or is out of bounds. `param` is the JSON path of the culprit."""
+    """The spec asks for something that does not exist or is out of bounds. `param` is the JSON path of the culprit.
+
+    `code` is stable. Nothing was computed on the model.
+    """
 
     def __init__(self, message: str, *, param: str, code: str) -> None:
         super().__init__(message)
         self.param, self.code = param, code
-
-
-def compile_spec(spec: SteeringSpec, *, store: VectorStore, config: ModelConfig, model_digest: str) -> CompiledSteering:
-    """Resolve and add up a spec. Raises SpecError; nothing has been computed on the model then."""
-    if len(spec.vectors) > SPEC_VECTORS_MAX:
-        message = f"{len(spec.vectors)} vectors in one request, at most {SPEC_VECTORS_MAX} are allowed"
-        raise SpecError(message, param="steering.vectors", code="too_many_vectors")
-    deltas: dict[int, torch.Tensor] = {}
-    identity: list[object] = []
-    for index, use in enumerate(spec.vectors):
-        path = f"steering.vectors[{index}]"
-        _check_numbers(use, path)
-        stored = store.get(use.id)
-        if stored is None:
-            raise SpecError(f"no steering vector {use.id!r}", param=f"{path}.id", code="unknown_vector")
-        if stored.values.shape[0] != config.d_model:
-            message = f"vector {use.id!r} has dimension {stored.values.shape[0]}, the model {config.d_model}"
-            raise SpecError(message, param=f"{path}.id", code="wrong_dimension")
-        if stored.metadata["model_digest"] not in (None, model_digest):
-            raise SpecError(f"vector {use.id!r} was made for another model", param=f"{path}.id", code="wrong_model")
-        layers = [stored.layer] if use.layers is None else use.layers
-        _check_layers(layers, config, path)
-        identity.append([use.op, use.scale.hex(), layers, stored.digest_sha256])
-        for layer in layers if use.scale != 0 else ():
-            delta = stored.values.double() * use.scale
-            deltas[layer] = deltas[layer] + delta if layer in deltas else delta
-    canonical = json.dumps({"model": model_digest, "vectors": identity}, separators=(",", ":"))
-    return CompiledSteering(
-        fingerprint=hashlib.sha256(canonical.encode()).hexdigest(),
-        # Vectors that cancel out exactly are the same as none: the plain model, bit for bit.
-        deltas={layer: delta.float() for layer, delta in sorted(deltas.items()) if bool(delta.float().any())},
-    )
-
-
-def _check_numbers(use: VectorUse, path: str) -> None:
-    if use.op != "add":
-        raise SpecError(f'unknown op {use.op!r}; this server knows "add"', param=f"{path}.op", code="unknown_op")
-    if not math.isfinite(use.scale) or abs(use.scale) > SCALE_ABS_MAX:
-        message = f"scale must be a finite number of magnitude at most {SCALE_ABS_MAX:g}"
-        raise SpecError(message, param=f"{path}.scale", code="bad_scale")
-
-
-def _check_layers(layers: list[int], config: ModelConfig, path: str) -> None:
-    if not layers or len(set(layers)) != len(layers):
-        raise SpecError("layers must be distinct, at least one", param=f"{path}.layers", code="bad_layers")
-    for layer in layers:
-        if not 0 <= layer < config.n_layers:
-            message = f"layer {layer} does not exist; block outputs are 0 to {config.n_layers - 1}"
-            raise SpecError(message, param=f"{path}.layers", code="bad_layers")

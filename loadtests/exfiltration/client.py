@@ -27,7 +27,11 @@ class Exit:
 
     def get(self, path: str) -> bytes:
         """A GET."""
-        return self._head("GET", path, ())
+        return self.bodiless("GET", path)
+
+    def bodiless(self, method: str, path: str) -> bytes:
+        """Any method, without a body."""
+        return self._head(method, path, ())
 
     def _head(self, method: str, path: str, lines: tuple[str, ...]) -> bytes:
         own = (f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", f"Authorization: Bearer {self.key}")

@@ -7,6 +7,7 @@ from loadtests.exfiltration import (
     fluent,
     framing,
     headers,
+    jobs,
     json_spelling,
     load,
     outcome,
@@ -17,6 +18,7 @@ from loadtests.exfiltration import (
     text,
     timing,
     tools,
+    vectors,
 )
 from loadtests.exfiltration.channel import Channel
 
@@ -28,6 +30,8 @@ MODULES = (
     outcome,
     tools,
     steering,
+    jobs,
+    vectors,
     embeddings,
     text,
     fluent,

@@ -10,7 +10,8 @@ from tests.e2e.processes import weir
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(
-    r"(?:^|`|/)weir ((?:audit|ledger) [a-z][a-z-]*|check|keys [a-z-]+|status|claims)\b([^`\n]*)", re.MULTILINE
+    r"(?:^|`|/)weir ((?:audit|ledger|steer) [a-z][a-z-]*|check|keys [a-z-]+|status|claims|doctor)\b([^`\n]*)",
+    re.MULTILINE,
 )
 
 
@@ -40,3 +41,16 @@ def test_the_commands_of_the_audit_log_are_all_documented():
         "audit export",
         "audit rekey",
     } <= used().keys()
+
+
+def test_the_doctors_options_are_all_documented():
+    described = weir("doctor", "--help").stdout
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", described)) - {"--help"} <= used()["doctor"]
+
+
+def test_the_commands_of_steering_are_all_in_their_table():
+    text = (ROOT / "docs/steering.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \|", text.split("## The commands")[1].split("##")[0], re.MULTILINE)
+    documented = {name for row in rows for name in re.findall(r"`([a-z]+)`", row)}
+    offered = set(re.findall(r"^    ([a-z]+)(?: |$)", weir("steer", "--help").stdout, re.MULTILINE))
+    assert documented == offered

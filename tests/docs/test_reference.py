@@ -5,20 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from gateway.metrics import Metrics
-from gateway.wire.errors import REJECTIONS
+from gateway.wire.rejections import JOB_FAULTS, REJECTIONS
 from policy.refusal import Reason
 from policy.release import Outcome
+from tests.deploy.metrics import families
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def test_the_metrics_reference_lists_exactly_the_metrics_that_exist() -> None:
-    # Arrange: what the registry exposes, by the names that Prometheus shows.
-    exposed = {
-        family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-        for family in Metrics().registry.collect()
-    }
+    # Arrange: what the gateway's registry and the inference server's expose, by the names that Prometheus shows.
+    exposed = {family.name + {"counter": "_total", "info": "_info"}.get(family.type, "") for family in families()}
 
     # Act
     listed = set(re.findall(r"^\| `(weir_[a-z_]+)` \|", (DOCS / "metrics.md").read_text(), flags=re.MULTILINE))
@@ -33,7 +30,7 @@ def test_the_api_reference_lists_every_refusal_with_its_status_and_code(reason: 
     assert row in (DOCS / "api.md").read_text()
 
 
-@pytest.mark.parametrize("code", [code for code, _ in REJECTIONS])
+@pytest.mark.parametrize("code", [code for code, _ in (*REJECTIONS, *JOB_FAULTS)])
 def test_the_api_reference_lists_every_code_that_a_backend_may_name(code: str) -> None:
     assert f"`{code}`" in (DOCS / "api.md").read_text()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
+from policy.limits import LEASE_S
 from tests.e2e.backend import DONE, Backend, Exchange, finish_event, say, text_event
 from tests.e2e.conftest import Start
 from tests.e2e.processes import BOB, Gateway
@@ -150,3 +152,12 @@ def test_the_record_of_an_answer_adds_up(gateway: Gateway, backend: Backend) -> 
     assert TEXT[:20].encode() not in b"".join(
         path.read_bytes() for path in (gateway.directory / "audit").rglob("*") if path.is_file()
     )
+
+
+def test_leases_are_shown_as_they_stand(gateway: Gateway, backend: Backend) -> None:
+    """Not as they stood at the last look: a scrape that comes just after a grant sees it."""
+    assert gateway.ask().status == 200
+    granted = {leaf["lease"] for leaf in gateway.audit() if leaf["type"] == "lease_granted"}
+    assert 0 < gateway.metric("weir_leases_open") <= len(granted)
+    left_s = gateway.metric("weir_leases_until_timestamp_seconds") - time.time()
+    assert LEASE_S - 30 < left_s < LEASE_S

@@ -121,16 +121,17 @@ def test_each_request_gets_a_seed_of_its_own(gateway: Gateway, backend: Backend)
 def test_a_job_is_asked_for_under_a_path_that_the_client_cannot_shape(gateway: Gateway, backend: Backend) -> None:
     body = json.dumps({"status": "running", "progress": 0.2567, "id": "covert", "error": {"message": "covert"}})
     backend.script = raw(response(body.encode()))
-    mine = gateway.get("/v1/jobs/job-62c66a7a-abc")
+    job = "job-evaluate-62c66a7a-abc"  # the mark in the middle is of the model "m"
+    mine = gateway.get(f"/v1/jobs/{job}")
     assert (mine.status, mine.json) == (
         200,
-        {"id": "job-62c66a7a-abc", "object": "job", "status": "running", "progress": 0.26},
+        {"id": job, "object": "job", "kind": "evaluate", "status": "running", "progress": 0.26},
     )
     (received,) = backend.requests
     method, path, _ = received.line.split(" ")
     assert method == "GET"
     assert path.startswith("/v1/jobs/")
-    assert path.endswith("-job-62c66a7a-abc")
+    assert path.endswith(f"-{job}")
     assert received.body == b""
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import BOB, REPOSITORY, Gateway, environment, policy, until
+from tests.e2e.model_server import MODEL, model_policy, model_server
+from tests.e2e.processes import BOB, Gateway, until
 from tests.e2e.wire import Response, chat, request
 
-MODEL = "smollm2-135m-instruct"
 LAYER = 18
 CHEERFUL = [
     "I am so happy today, everything is wonderful.",
@@ -64,50 +60,13 @@ BAD_WORDS = """
 
 
 @pytest.fixture(scope="module")
-def inference(prepared_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real inference server; yields its address."""
-    directory = tmp_path_factory.mktemp("inference")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "inference", "serve", "--model", str(prepared_model), "--listen", address]
-    with (directory / "inference.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, "--state", str(directory / "state"), "--threads", "1"],
-            cwd=REPOSITORY,
-            env=environment(),
-            stdout=log,
-            stderr=log,
-        )
-
-    def ready() -> bool:
-        assert server.poll() is None, (directory / "inference.log").read_text()
-        try:
-            with urllib.request.urlopen(f"http://{address}/readyz", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    until(ready, what="the inference server is ready", seconds=90)
-    yield f"http://{address}"
-    server.kill()
-    server.wait()
-
-
-@pytest.fixture(scope="module")
-def real(inference: str, prepared_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway in front of it, with the budgets of the demonstration's policy."""
+def real(prepared_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway in front of the real inference server."""
     directory = tmp_path_factory.mktemp("real")
-    rules = policy(inference, directory)
-    model = rules["models"].pop("m")
-    model["weights"] = {"file": str(prepared_model / "model.safetensors")}
-    model["budgets"] = [{"window": "lifetime", "fraction": "50%"}, {"window": "10y", "time_to_theft": "30y"}]
-    model["record_token_ids"] = True
-    rules["models"][MODEL] = model
-    for tenant in rules["tenants"].values():
-        tenant["models"] = [MODEL]
-    gateway = Gateway(directory, rules).start()
-    yield gateway
-    gateway.close()
+    with model_server(prepared_model, directory) as address:
+        gateway = Gateway(directory, model_policy(address, prepared_model, directory)).start()
+        yield gateway
+        gateway.close()
 
 
 def ask(real: Gateway, text: str, **fields: Any) -> Response:
@@ -130,7 +89,7 @@ def mood(real: Gateway) -> dict[str, Any]:
     started = extract(real, "mood")
     assert started.status == 202
     job = started.json["id"]
-    assert started.json == {"id": job, "object": "job", "status": "queued", "progress": 0.0}
+    assert started.json == {"id": job, "object": "job", "kind": "extract", "status": "queued", "progress": 0.0}
 
     def over() -> dict[str, Any] | None:
         answer = real.get(f"/v1/jobs/{job}")
@@ -222,15 +181,17 @@ def test_the_model_calls_a_declared_tool(real: Gateway, streamed: bool) -> None:
 
 
 def test_an_extraction_reports_rounded_statistics_and_no_vector(mood: dict[str, Any]) -> None:
-    assert mood.keys() == {"id", "object", "status", "progress", "result"}
+    assert mood.keys() == {"id", "object", "kind", "status", "progress", "result"}
     assert (mood["status"], mood["progress"]) == ("succeeded", 1.0)
-    result = mood["result"]
-    assert result.keys() == {"layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
-    assert result["layer"] == LAYER
-    assert 0 < result["norm"] < result["residual_norm"]
-    assert result["mean_pairwise_cosine"] > 0.2
-    assert result["d_prime"] > 3
-    assert all(round(value, 2) == value for value in result.values())
+    assert mood["result"].keys() == {"layers", "selected_layer", "position"}
+    assert mood["result"]["selected_layer"] == LAYER
+    (found,) = mood["result"]["layers"]
+    assert found.keys() == {"layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
+    assert found["layer"] == LAYER
+    assert 0 < found["norm"] < found["residual_norm"]
+    assert found["mean_pairwise_cosine"] > 0.2
+    assert found["d_prime"] > 3
+    assert all(round(value, 2) == value for value in found.values())
 
 
 def test_a_vector_moves_the_mood_of_answers_both_ways(real: Gateway, mood: dict[str, Any]) -> None:

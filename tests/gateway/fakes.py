@@ -25,6 +25,7 @@ from gateway.wire.dialect import Call, Identity, ModelRules
 from policy.budget import Account, Hold, Purse
 from policy.canonical import Answer
 from policy.document import parse
+from policy.progress import Progress
 from policy.refusal import Refused
 from policy.rules import Policy, Window
 
@@ -281,7 +282,9 @@ def session(
         tenant="acme",
         metrics=METRICS.of("m", "acme"),
         call=call,
-        answer=Answer(
+        answer=Progress(steps_max=call.steps_max)
+        if call.steps_max is not None
+        else Answer(
             quantum_bytes=quantum_bytes,
             answer_bytes_max=call.answer_bytes_max,
             tools_declared=call.tools_declared,

@@ -783,8 +783,11 @@ async def test_leases_end_before_their_time_by_a_second_and_a_thousandth(fakes, 
     end_s = asked_s + (LEASE_S * 0.999 - LEASE_MARGIN_S)
     clock.advance(end_s - 0.0001 - clock.monotonic_s())
     assert leases.usable()
+    assert leases.left_s() == pytest.approx(0.0001, abs=1e-6)
     clock.advance(end_s - clock.monotonic_s())
     assert not leases.usable()
+    clock.advance(1)
+    assert leases.left_s() == 0
 
 
 @pytest.mark.parametrize("happens", ["the wall clock steps back", "the machine sleeps", "another boot"])

@@ -1,6 +1,7 @@
 """Where the budgets stand: exact for the operator, and for a tenant only its own."""
 
 import json
+import math
 
 import pytest
 
@@ -59,8 +60,9 @@ async def test_the_operator_sees_every_account_and_the_gauges_follow(fakes, hous
         assert account["used_bits"] == charged
         assert account["leased_bits"] > 0
         assert account["reserved_bits"] == 0
-    assert house.metrics.budget_used.labels("model", "m", "1d")._value.get() == charged
-    assert house.metrics.budget_limit.labels("model", "m", "1d")._value.get() == 80_000
+    assert house.metrics.budget_used.labels("model", "m", "m", "1d")._value.get() == charged
+    assert house.metrics.budget_limit.labels("model", "m", "m", "1d")._value.get() == 80_000
+    assert house.metrics.budget_window.labels("model", "m", "m", "1d")._value.get() == 86_400
     assert snapshot["models"][0]["name"] == "m"
     assert snapshot["models"][0]["days_to_theft"] > 0
     assert snapshot["answers_in_flight"] == 0
@@ -94,3 +96,51 @@ async def test_a_ledger_that_does_not_answer_is_counted(house, status, monkeypat
     monkeypatch.setattr(house.ledger, "states", away)
     assert not await status.ledger_answers()
     assert house.metrics.ledger_errors._value.get() == 1
+
+
+def of(house):
+    return Status(
+        serving=lambda: house.serving,
+        held=house.held,
+        ledger=house.ledger,
+        clock=house.clock,
+        metrics=house.metrics,
+    )
+
+
+def samples(house, name):
+    (family,) = [family for family in house.metrics.registry.collect() if family.name == name]
+    return [(sample.labels, sample.value) for sample in family.samples]
+
+
+async def test_a_tenants_share_of_a_model_and_its_budget_for_all_of_them_are_told_apart(fakes):
+    tenant = "share: 50%\n    budget: {window: 1d, bytes: 100B}"
+    house = fakes.House(policy=fakes.policy_of(budgets="- {window: 1d, bytes: 10000B}", tenant=tenant))
+    snapshot = await of(house).snapshot()
+    models = {account["id"]: account["model"] for account in snapshot["accounts"]}
+    assert models == {"model:m/1d/11": "m", "tenant:acme/m/1d/11": "m", "tenant:acme/1d/11": None}
+    limits = {(labels["owner"], labels["model"]): value for labels, value in samples(house, "weir_budget_limit_bits")}
+    assert limits == {("model", "m"): 80_000, ("tenant", "m"): 40_000, ("tenant", ""): 800}
+
+
+async def test_what_a_reload_has_removed_is_not_shown_any_longer(fakes, house, status):
+    await status.snapshot()
+    days = len(samples(house, "weir_days_to_theft"))
+    lifetime = fakes.House(policy=fakes.policy_of(budgets="- {window: lifetime, fraction: 10%}"))
+    house.serving = lifetime.serving
+    await status.snapshot()
+    windows = [labels["window"] for labels, _ in samples(house, "weir_budget_limit_bits")]
+    assert windows
+    assert set(windows) == {"lifetime"}
+    assert samples(house, "weir_budget_window_seconds")[0][1] == math.inf
+    assert len(samples(house, "weir_days_to_theft")) == days
+
+
+async def test_the_gauges_say_what_a_thief_needs_and_which_assumption_is_the_policys(house, status):
+    await status.snapshot()
+    (claim,) = house.serving.claims
+    needed = {labels["assumption"]: value for labels, value in samples(house, "weir_theft_bits")}
+    assert needed == {theft.assumption: theft.theft_bits for theft in claim.thefts}
+    assert [labels for labels, _ in samples(house, "weir_theft_assumption")] == [
+        {"model": "m", "assumption": claim.own.assumption}
+    ]

@@ -17,8 +17,9 @@ from aiohttp import web
 from rich.console import Console
 from safetensors.torch import load_file
 
+from inference.derived.models import DerivedModels
 from inference.engine import Engine
-from inference.extraction.jobs import JobTable
+from inference.jobs.table import JobTable
 from inference.kv import KvCache
 from inference.loading import LoadedModel, load
 from inference.model import Model, Span
@@ -31,8 +32,9 @@ from inference.score.digest import digest, measure_document
 from inference.score.scorer import Scorer
 from inference.server.app import make_app
 from inference.server.service import Service
+from inference.steering.applied import Applied
+from inference.steering.program import CompiledSteering
 from inference.steering.store import VectorStore
-from inference.steering.table import Applied, CompiledSteering
 from inference.weights import open_source
 
 REPOSITORY = Path(__file__).parents[2]
@@ -180,17 +182,31 @@ class Client:
         return self._session.post(self.base + path, json=body)
 
 
+def make_service(loaded: LoadedModel, *, path: Path, state: Path) -> Service:
+    """A service as `serve` makes it, with its state in a directory."""
+
+    def engine_for(model: Model) -> Engine:
+        return Engine(model, batch_rows_max=8, kv_tokens_max=8192)
+
+    return Service(
+        loaded=loaded,
+        engine=engine_for(loaded.model),
+        store=VectorStore(state / "vectors"),
+        jobs=JobTable(state / "jobs"),
+        derived=DerivedModels(state / "models", base=loaded, path=path, engine_for=engine_for),
+    )
+
+
 @pytest.fixture
-async def client(loaded: LoadedModel, tmp_path: Path) -> AsyncIterator[Client]:
-    engine = Engine(loaded.model, batch_rows_max=8, kv_tokens_max=8192)
-    service = Service(loaded=loaded, engine=engine, store=VectorStore(tmp_path / "vectors"), jobs=JobTable())
+async def client(loaded: LoadedModel, model_directory: Path, tmp_path: Path) -> AsyncIterator[Client]:
+    service = make_service(loaded, path=model_directory, state=tmp_path)
     runner = web.AppRunner(make_app(service), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    engine.start()
+    service.start()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
     async with aiohttp.ClientSession() as session:
         yield Client(session, f"http://{host}:{port}", service)
-    engine.stop()
+    service.stop()
     await runner.cleanup()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -61,6 +62,41 @@ async def test_the_server_starts_on_a_unix_socket_keeps_vectors_over_a_restart_a
         assert (await response.json())["norm"] == 12.0
 
 
+async def test_vectors_jobs_and_derived_models_survive_a_kill(model_directory: Path, tmp_path: Path):
+    asked = {"model": "without", "prompt": "The sea", "max_tokens": 8, "temperature": 0}
+    async with served(model_directory, tmp_path) as (process, session):
+        vector = {"id": "v", "layer": 12, "vector": [(-1.0) ** i * (i % 7) for i in range(576)]}
+        async with session.post("/v1/steering/vectors", json=vector) as response:
+            assert response.status == 201
+        job = {"model": "without", "vectors": ["v"], "job_id": "made"}
+        async with session.post("/v1/steering/orthogonalize", json=job) as response:
+            assert response.status == 202
+        async with session.get("/v1/jobs/made/events") as response:
+            *_, last = [json.loads(line[6:]) async for line in response.content if line.startswith(b"data: ")]
+        assert last["status"] == "succeeded"
+        async with session.post("/v1/completions", json=asked) as response:
+            before = (await response.json())["choices"]
+        job = {"model": "never", "vectors": ["v"], "job_id": "cut"}
+        async with session.post("/v1/steering/orthogonalize", json=job) as response:
+            assert response.status == 202
+        process.kill()
+        await process.wait()
+    (tmp_path / "state" / "vectors" / "bad.safetensors").write_bytes(b"torn")
+    async with served(model_directory, tmp_path) as (process, session):
+        async with session.get("/v1/jobs") as response:
+            jobs = {job["id"]: job for job in (await response.json())["data"]}
+        assert jobs["made"] == last
+        assert jobs["cut"]["error"]["code"] == "interrupted"
+        async with session.get("/v1/models") as response:
+            assert [model["id"] for model in (await response.json())["data"]] == [MODEL_ID, "without"]
+        async with session.post("/v1/completions", json=asked) as response:
+            assert (await response.json())["choices"] == before
+        process.send_signal(signal.SIGTERM)
+        _, log = await process.communicate()
+        (complaint,) = [line for line in map(json.loads, log.splitlines()) if line["level"] == "error"]
+        assert complaint["file"].endswith("bad.safetensors")
+
+
 async def test_an_answer_in_flight_is_finished_after_sigterm_and_the_log_holds_no_text(
     model_directory: Path, tmp_path: Path
 ):
@@ -85,3 +121,13 @@ async def test_a_model_that_is_not_there_is_a_sentence_and_status_1(tmp_path: Pa
     _, log = await process.communicate()
     assert process.returncode == 1
     assert "neither a model directory" in json.loads(log)["reason"]
+
+
+async def test_a_device_that_is_not_there_is_a_sentence_and_status_1(model_directory: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "inference", "serve", "--model", str(model_directory), "--state", str(tmp_path)]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--device", "cuda", stderr=asyncio.subprocess.PIPE, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    _, log = await process.communicate()
+    assert process.returncode == 1
+    assert "no CUDA device" in json.loads(log)["reason"]

@@ -7,6 +7,7 @@ from inference.engine import Engine
 from inference.loading import LoadedModel
 from inference.request import EndReason, EngineRequest, Refused, RefusedReason
 from inference.sampling import SamplingParams
+from inference.steering.applied import Applied
 
 PROMPTS = [
     "The old lighthouse keeper",
@@ -174,3 +175,40 @@ def test_a_chore_runs_between_the_steps_of_requests(start, engine: Engine):
     assert len(set(pieces)) == 5  # a token of the request came between any two pieces
     run.handle.cancel()
     run.wait()
+
+
+def test_a_callback_that_fails_ends_the_engine_for_all_to_see_and_leaves_nobody_waiting(loaded: LoadedModel):
+    engine = Engine(loaded.model, batch_rows_max=4, kv_tokens_max=1000)
+    ended: list[EndReason] = []
+    everybody = threading.Event()
+
+    def fails(_: EndReason, __: Applied) -> None:
+        raise ValueError("a bug of the caller's")
+
+    def notes(reason: EndReason, _: Applied) -> None:
+        ended.append(reason)
+        everybody.set()
+
+    def request(max_tokens: int, on_end) -> EngineRequest:
+        return EngineRequest(
+            prompt_ids=(1, 2, 3),
+            max_tokens=max_tokens,
+            sampling=SamplingParams(seed=0, temperature=0.0, top_k=0, top_p=1.0),
+            steering=None,
+            on_token=lambda _: False,
+            on_end=on_end,
+        )
+
+    unlucky = engine.submit(request(2, fails))
+    assert not isinstance(unlucky, Refused)
+    unlucky.cancel()
+    engine.submit(request(900, notes))
+    assert not engine.has_failed
+    engine.start()
+    assert everybody.wait(60)
+    assert ended == [EndReason.CANCELLED]
+    assert engine.has_failed
+    refused = engine.submit(request(1, notes))
+    assert isinstance(refused, Refused)
+    assert refused.reason is RefusedReason.STOPPING
+    engine.stop()

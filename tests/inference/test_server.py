@@ -48,7 +48,9 @@ async def test_the_model_knows_the_capital_of_france(client):
     assert status == 200
     assert body["choices"][0]["message"]["content"] == "The capital of France is Paris."
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert body["usage"] == {"prompt_tokens": 37, "completion_tokens": 8, "total_tokens": 45}
+    none_known = {"cached_tokens": 0}
+    counts = {"prompt_tokens": 37, "completion_tokens": 8, "total_tokens": 45, "prompt_tokens_details": none_known}
+    assert body["usage"] == counts
     assert "steering" not in body
     assert "token_ids" not in body["choices"][0]
 
@@ -63,10 +65,23 @@ async def test_the_openai_library_reads_whole_and_streamed_answers(client):
         assert (
             "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
         )
-        assert chunks[-1].usage == whole.usage
+        assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+        assert chunks[-1].usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens
         assert [model.id async for model in library.models.list()] == [MODEL_ID]
         text = await library.completions.create(model=MODEL_ID, prompt="One, two,", max_tokens=4, temperature=0)
         assert "three" in text.choices[0].text
+
+
+async def test_a_prompt_is_known_to_those_who_name_the_salt_it_was_run_with(client):
+    async def cached(**fields: Any) -> int:
+        status, body = await client.chat("Name a colour.", temperature=0, max_tokens=2, **fields)
+        assert status == 200
+        return body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert await cached(cache_salt="alice") == 0
+    assert await cached(cache_salt="bob") == 0
+    assert await cached() == 0
+    assert await cached(cache_salt="alice") > 0
 
 
 async def test_a_stream_has_the_same_text_and_ids_as_the_whole_answer_and_ends_in_order(client):
@@ -78,7 +93,8 @@ async def test_a_stream_has_the_same_text_and_ids_as_the_whole_answer_and_ends_i
         *chunks, usage, done = await events_of(response)
     assert done == "[DONE]"
     assert usage["choices"] == []
-    assert usage["usage"] == whole["usage"]
+    known = {"cached_tokens": whole["usage"]["prompt_tokens"]}
+    assert usage["usage"] == {**whole["usage"], "prompt_tokens_details": known}
     choices = [chunk["choices"][0] for chunk in chunks]
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     assert (
@@ -143,6 +159,8 @@ BAD_REQUESTS = [
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
     ({"stop": ""}, "stop"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": "x" * 129}, "cache_salt"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
@@ -313,9 +331,11 @@ async def test_an_extraction_job_makes_a_vector_that_steers(client):
             assert 0 <= job["progress"] <= 1
             await asyncio.sleep(0.02)
     assert (job["status"], job["progress"], job["error"]) == ("succeeded", 1.0, None)
-    assert set(job["result"]) == {"vector", "layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
+    [figures] = job["result"]["layers"]
+    assert set(figures) == {"layer", "norm", "residual_norm", "mean_pairwise_cosine", "d_prime"}
+    assert (figures["layer"], job["result"]["selected_layer"], job["result"]["position"]) == (20, 20, None)
     _, vector = await client.call("GET", "/v1/steering/vectors/mood")
-    assert vector["norm"] == job["result"]["norm"]
+    assert vector["norm"] == figures["norm"]
     assert vector["pairs"] == 4
     spec = {"vectors": [{"id": "mood", "op": "add", "scale": 1.0}]}
     _, body = await client.chat("How are you?", temperature=0, max_tokens=5, steering=spec)
@@ -358,3 +378,10 @@ async def test_health_models_and_capabilities_answer(client):
     client.service.is_draining = True
     assert (await client.call("GET", "/readyz"))[0] == 503
     assert (await client.chat(max_tokens=1))[0] == 503
+
+
+async def test_livez_says_when_the_engine_has_failed(client):
+    assert (await client.call("GET", "/livez"))[0] == 200
+    client.service.engine._has_failed = True
+    status, body = await client.call("GET", "/livez")
+    assert (status, body["error"]["code"]) == (503, "engine_failed")

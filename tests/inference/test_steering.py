@@ -1,31 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from inference.extraction.chore import Extraction, extraction_chore
-from inference.extraction.jobs import JobTable
-from inference.extraction.mean_difference import DegenerateError, mean_difference
 from inference.loading import LoadedModel
 from inference.model import Span
-from inference.steering.spec import SpecError, SteeringSpec, VectorUse, compile_spec
-from inference.steering.store import ExistsError, StoredVector, VectorStore
-from inference.steering.table import Applied, CompiledSteering, SteeredSpan, SteeringTable
-
-QUESTIONS = [
-    "How was your day?",
-    "What do you think of the weather?",
-    "Tell me about your family.",
-    "What are you doing tonight?",
-    "How do you feel about the future?",
-    "Describe the street you live on.",
-    "What happened at work?",
-    "Tell me about your holiday.",
-]
-HAPPY_WORDS = ["happy", "great", "wonderful", "excited", "joyful", "good", "amazing", "delighted"]
-SAD_WORDS = ["sad", "terrible", "awful", "depressed", "miserable", "bad", "hopeless", "lonely"]
+from inference.steering.applied import Applied
+from inference.steering.compile import compile_spec
+from inference.steering.program import CompiledSteering
+from inference.steering.spec import SpecError, SteeringSpec, VectorUse
+from inference.steering.store import ExistsError, VectorStore
+from inference.steering.table import SteeredSpan, SteeringTable
+from inference.steering.vector import StoredVector, direction
 
 
 def a_vector(
@@ -33,7 +22,7 @@ def a_vector(
 ) -> StoredVector:
     values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
     metadata = {"method": "upload", "model_digest": None}
-    return StoredVector(id=vector_id, layer=layer, values=values * (norm / values.norm()), metadata=metadata)
+    return direction(id=vector_id, values={layer: values * (norm / values.norm())}, metadata=metadata)
 
 
 @pytest.fixture
@@ -59,12 +48,13 @@ def decode_logits(loaded: LoadedModel, new_cache, steerings, applied=None) -> to
         caches.append(cache)
     applied = applied or [Applied() for _ in steerings]
     spans = [
-        SteeredSpan(count=1, is_prompt=False, steering=steering, applied=counts)
+        SteeredSpan(token_ids=(7,), start=3, prompt_tokens=3, steering=steering, applied=counts)
         for steering, counts in zip(steerings, applied, strict=True)
     ]
-    table = SteeringTable(spans, dtype=torch.float32, device=torch.device("cpu"))
+    table = SteeringTable(spans, device=torch.device("cpu"))
     ids = torch.tensor([7 + row for row in range(len(steerings))])
     logits = loaded.model.logits(ids, [Span(cache, 1) for cache in caches], steering=table or None)
+    table.finish_step()
     table.settle()
     return logits
 
@@ -111,14 +101,18 @@ def test_steering_adds_exactly_scale_times_vector_at_the_block_output(
     before = hidden.clone()
     spans = [
         SteeredSpan(
-            count=2, is_prompt=True, steering=compiled(VectorUse(id="v", op="add", scale=2.0)), applied=Applied()
+            token_ids=(1, 2),
+            start=0,
+            prompt_tokens=2,
+            steering=compiled(VectorUse(id="v", op="add", scale=2.0)),
+            applied=Applied(),
         ),
-        SteeredSpan(count=1, is_prompt=True, steering=None, applied=Applied()),
+        SteeredSpan(token_ids=(1,), start=0, prompt_tokens=1, steering=None, applied=None),
     ]
-    table = SteeringTable(spans, dtype=torch.float32, device=torch.device("cpu"))
-    for layer in (3, 4, 5):
-        table.apply(layer, hidden)
-    assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.values)
+    table = SteeringTable(spans, device=torch.device("cpu"))
+    assert table.at(3) is table.at(5) is None
+    table.at(4).block_output(hidden)
+    assert torch.equal(hidden[:2], before[:2] + 2.0 * vector.tensors["direction.4"])
     assert torch.equal(hidden[2], before[2])
 
 
@@ -130,8 +124,8 @@ def test_tokens_and_doses_are_counted_in_the_forward_pass(start, loaded: LoadedM
     run = start(prompt, max_tokens=6, steering=steering).wait()
     prompt_tokens = len(loaded.tokenizer.encode(prompt, add_special_tokens=True))
     # The last token sampled is never run through the model, so one fewer than generated is steered.
-    assert run.applied.prompt_tokens == {8: prompt_tokens, 20: prompt_tokens}
-    assert run.applied.generated_tokens == {8: 5, 20: 5}
+    assert (run.applied.prompt_tokens, run.applied.generated_tokens) == (prompt_tokens, 5)
+    assert [(t.prompt_tokens, t.generated_tokens) for t in run.applied.sites.values()] == [(prompt_tokens, 5)] * 2
     assert 0.001 < run.applied.relative_dose() < 2
     assert all(other.wait().applied.layers() == [] for other in others)
 
@@ -151,7 +145,7 @@ def test_eight_requests_with_eight_specs_give_the_tokens_of_eight_solo_runs(star
     ("use", "code", "param"),
     [
         (VectorUse(id="none", op="add", scale=1.0), "unknown_vector", "steering.vectors[0].id"),
-        (VectorUse(id="v", op="rotate", scale=1.0), "unknown_op", "steering.vectors[0].op"),
+        (VectorUse(id="v", op="subtract", scale=1.0), "unknown_op", "steering.vectors[0].op"),
         (VectorUse(id="v", op="add", scale=float("nan")), "bad_scale", "steering.vectors[0].scale"),
         (VectorUse(id="v", op="add", scale=float("inf")), "bad_scale", "steering.vectors[0].scale"),
         (VectorUse(id="v", op="add", scale=-101.0), "bad_scale", "steering.vectors[0].scale"),
@@ -167,7 +161,7 @@ def test_a_spec_that_asks_for_what_does_not_exist_is_refused(loaded, store: Vect
     store.add(a_vector())
     store.add(a_vector("short", size=64))
     foreign = a_vector("foreign")
-    store.add(StoredVector(id="foreign", layer=5, values=foreign.values, metadata={"model_digest": "0" * 64}))
+    store.add(dataclasses.replace(foreign, metadata={"model_digest": "0" * 64}))
     with pytest.raises(SpecError) as refused:
         compiled(use)
     assert (refused.value.code, refused.value.param) == (code, param)
@@ -193,85 +187,8 @@ def test_vectors_survive_a_restart_and_rubbish_of_a_crash_does_not(tmp_path: Pat
     (tmp_path / "half.partial").write_bytes(b"torn")
     reopened = VectorStore(tmp_path)
     assert [v.id for v in reopened.all()] == ["kept"]
-    assert torch.equal(reopened.get("kept").values, vector.values)
-    assert (reopened.get("kept").layer, reopened.get("kept").metadata) == (vector.layer, vector.metadata)
+    assert torch.equal(reopened.get("kept").tensors["direction.5"], vector.tensors["direction.5"])
+    assert (reopened.get("kept").layers, reopened.get("kept").metadata) == (vector.layers, vector.metadata)
     assert not (tmp_path / "half.partial").exists()
     with pytest.raises(ExistsError):
         reopened.add(a_vector("kept"))
-
-
-def test_the_mean_difference_and_its_figures_are_what_their_formulas_say():
-    negative = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
-    positive = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
-    found = mean_difference(positive, negative)
-    assert found.vector.tolist() == [2.0, 0.0]
-    assert (found.norm, found.mean_pairwise_cosine) == (2.0, pytest.approx(1.0))
-    assert found.residual_norm == pytest.approx((3 + 5**0.5 + 0 + 2) / 4)
-    assert found.d_prime == pytest.approx(2.0 / ((2.0 + 0.0) / 2) ** 0.5)  # variances 2 and 0 along the direction
-    assert mean_difference(positive[:1], negative[:1]).d_prime is None
-    with pytest.raises(DegenerateError):
-        mean_difference(positive, positive)
-
-
-def happy_extraction(loaded: LoadedModel, *, token: str = "last") -> Extraction:
-    def side(mood: str):
-        def ids(question: str):
-            messages = [
-                {
-                    "role": "system",
-                    "content": f"You are extremely {mood}. Everything you say is full of {mood} feeling.",
-                },
-                {"role": "user", "content": question},
-            ]
-            return tuple(loaded.tokenizer.encode(loaded.template.render(messages), add_special_tokens=False))
-
-        return tuple(ids(question) for question in QUESTIONS)
-
-    provenance = {"method": "mean_difference", "model_digest": loaded.digest_sha256}
-    return Extraction(
-        vector_id="happy", layer=20, token=token, positive=side("happy"), negative=side("sad"), provenance=provenance
-    )
-
-
-def test_an_extracted_happy_vector_shifts_the_words_of_feeling_both_ways(
-    loaded: LoadedModel, store: VectorStore, compiled, new_cache
-):
-    jobs = JobTable()
-    jobs.open("j")
-    for _ in extraction_chore(happy_extraction(loaded), model=loaded.model, store=store, jobs=jobs, job_id="j"):
-        assert jobs.get("j").status == "running"
-    job = jobs.get("j")
-    assert (job.status, job.progress) == ("succeeded", 1.0)
-    assert job.result["mean_pairwise_cosine"] > 0.5
-    assert job.result["d_prime"] > 2
-
-    def log_odds(scale: float) -> float:
-        ids = loaded.tokenizer.encode(
-            loaded.template.render([{"role": "user", "content": "How do you feel today?"}]) + "I feel",
-            add_special_tokens=False,
-        )
-        steering = compiled(VectorUse(id="happy", op="add", scale=scale))
-        span = SteeredSpan(count=len(ids), is_prompt=True, steering=steering, applied=Applied())
-        table = SteeringTable([span], dtype=torch.float32, device=torch.device("cpu"))
-        logits = loaded.model.logits(torch.tensor(ids), [Span(new_cache(), len(ids))], steering=table or None)[0]
-
-        def words(texts):
-            return [loaded.tokenizer.encode(f" {text}", add_special_tokens=True)[0] for text in texts]
-
-        return float(logits[words(HAPPY_WORDS)].logsumexp(0) - logits[words(SAD_WORDS)].logsumexp(0))
-
-    minus, plain, plus = log_odds(-1.0), log_odds(0.0), log_odds(1.0)
-    print(f"log odds of happy against sad words: {minus:.2f} {plain:.2f} {plus:.2f}")  # noqa: T201 - shown with -s
-    assert plus - plain > 1.0
-    assert plain - minus > 1.0
-
-
-def test_an_extraction_whose_sides_are_equal_fails_with_the_reason(loaded: LoadedModel, store: VectorStore):
-    jobs = JobTable()
-    jobs.open("j")
-    extraction = Extraction(
-        vector_id="x", layer=1, token="mean", positive=((5, 6),), negative=((5, 6),), provenance={"model_digest": None}
-    )
-    list(extraction_chore(extraction, model=loaded.model, store=store, jobs=jobs, job_id="j"))
-    assert jobs.get("j").error["code"] == "degenerate"
-    assert store.all() == []

@@ -152,3 +152,10 @@ def test_no_budget_is_larger_than_what_a_ledger_counts(size):
 def test_a_models_own_accounts_come_in_the_order_of_its_budgets(accounts):
     ids = [account.id for account in accounts.of_model("big", now_s=1.0)]
     assert ids == ["model:big/lifetime/ever", "model:big/1d/0"]
+
+
+def test_an_account_says_whose_traffic_counts_in_it(accounts):
+    models = {account.id: account.model for account in accounts.all(now_s=0)}
+    assert models["model:big/1d/0"] == models["tenant:acme/big/1d/0"] == "big"
+    assert models["tenant:acme/small/1h/0"] == "small"
+    assert models["tenant:guest/1h/0"] is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from policy.claims import HONEST_TOKEN_BITS, THEFT_ASSUMPTIONS, claim_table
 from policy.rules import (
+    METERS,
     Model,
     ModelBudget,
     Policy,
@@ -112,6 +113,13 @@ def test_a_cap_of_no_bits_lets_nothing_leave_ever():
 def test_only_the_meters_of_the_policy_promise_tokens():
     assert [use.code for use in claim(ModelBudget(window=DAY, bits=1), meters=("raw",)).honest] == ["raw"]
     assert claim(ModelBudget(window=LIFETIME, bits=1)).honest == ()
+
+
+def test_every_code_that_a_policy_may_name_has_an_estimate_of_honest_use():
+    assert set(HONEST_TOKEN_BITS) == set(METERS)
+    honest = claim(ModelBudget(window=DAY, bits=1_000_000), meters=METERS).honest
+    assert [use.code for use in honest] == list(METERS)
+    assert [use.tokens_per_day for use in honest] == sorted(use.tokens_per_day for use in honest)
 
 
 def test_the_sentences_state_the_bound_the_asset_and_the_caps():

@@ -87,6 +87,7 @@ def test_the_smallest_document_gets_the_documented_defaults():
     assert demo.weights == WeightsSource(parameters=135_000_000)
     assert (demo.guarantee, demo.usage, demo.record_token_ids) == ("absolute", "charge", False)
     assert (demo.reasoning, demo.embeddings, demo.dimensions) == ("drop", "refuse", None)
+    assert demo.prefix_cache_salt is False
     assert (demo.answer_tokens_max, demo.answer_tokens_default) == (4096, 512)
     assert demo.timeouts == Timeouts(connect_s=5.0, first_byte_s=60.0, idle_s=30.0, total_s=600.0)
     assert demo.budgets == (ModelBudget(window=Window(name="1d", duration_s=86_400), time_to_theft_s=30 * 86_400),)
@@ -127,6 +128,7 @@ models:
     embeddings: binary
     dimensions: 384
     record_token_ids: true
+    prefix_cache_salt: true
     answer_tokens_max: 100
     timeouts: {{connect: 500ms, first_byte: 1m, idle: 2s, total: 1h}}
 tenants:
@@ -150,7 +152,7 @@ ledger: memory
         ("lifetime", Fraction(1, 8), None),
         ("1h", None, 8 * 20 * 2**20),
     ]
-    assert (demo.usage, demo.record_token_ids) == ("drop", True)
+    assert (demo.usage, demo.record_token_ids, demo.prefix_cache_salt) == ("drop", True, True)
     assert (demo.reasoning, demo.embeddings, demo.dimensions) == ("release", "binary", 384)
     assert (demo.answer_tokens_max, demo.answer_tokens_default) == (100, 100)
     assert demo.timeouts == Timeouts(connect_s=0.5, first_byte_s=60.0, idle_s=2.0, total_s=3600.0)
@@ -367,12 +369,14 @@ def test_the_digest_changes_with_any_decision(change):
     assert policy(SMALL.replace(*change)).digest != policy(SMALL).digest
 
 
-@pytest.mark.parametrize("line", ["reasoning: release", "embeddings: int8", "dimensions: 384"])
+@pytest.mark.parametrize(
+    "line", ["reasoning: release", "embeddings: int8", "dimensions: 384", "prefix_cache_salt: true"]
+)
 def test_a_field_that_earlier_versions_did_not_have_is_in_the_digest_once_it_decides_something(line):
     assert policy(with_model(line)).digest != policy(SMALL).digest
 
 
-@pytest.mark.parametrize("line", ["reasoning: drop", "embeddings: refuse"])
+@pytest.mark.parametrize("line", ["reasoning: drop", "embeddings: refuse", "prefix_cache_salt: false"])
 def test_such_a_field_at_its_default_is_not(line):
     assert policy(with_model(line)).digest == policy(SMALL).digest
 

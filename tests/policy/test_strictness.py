@@ -67,6 +67,7 @@ ONE_WAY = [
     ([("theft_compression: 4\n", "theft_compression: 5\n")], ["models.m.theft_compression"]),
     ([("usage: recount", "usage: drop"), (f"    tokenizer: {{file: t.json, sha256: {'c' * 64}}}\n", "")], ["models.m.tokenizer", "models.m.usage"]),
     ([("reasoning: release", "reasoning: drop")], ["models.m.reasoning"]),
+    ([("reasoning: release", "reasoning: release\n    prefix_cache_salt: true")], ["models.m.prefix_cache_salt"]),
     ([("embeddings: int8", "embeddings: binary")], ["models.m.embeddings"]),
     ([("embeddings: int8", "embeddings: refuse")], ["models.m.embeddings"]),
     ([("answer_tokens_max: 1000", "answer_tokens_max: 900")], ["models.m.answer_tokens_max"]),

@@ -240,11 +240,13 @@ def _said(leaf: Leaf, value: Any) -> Iterable[str]:
         yield f"reasoning: {_quoted(value['reasoning'])}"
     if value.get("text"):
         yield f"text: {_quoted(value['text'])}"
+    if value.get("quanta") and not leaf.text_bytes:
+        yield f"progress: {value['quanta']} steps further"
     ending = value.get("ending") or {}
     for call in ending.get("tool_calls", ()):
         yield f"tool call: {_quoted(call['name'])} {_quoted(call['arguments'])}"
-    for name in ("usage", "numbers", "vectors"):
-        if ending.get(name) is not None:
+    for name in ("usage", "numbers", "flags", "vectors"):
+        if ending.get(name) not in (None, [], ()):
             yield f"{name}: {_quoted(json.dumps(ending[name]))}"
 
 

@@ -91,10 +91,22 @@ def test_gauges_follow_their_rules(own):
     assert value(samples, "weir_config_last_reload_successful") == 0
 
 
+def test_leases_end_when_those_of_the_first_worker_do_and_the_keeper_has_none(own):
+    early, late = Metrics(), Metrics()
+    early.leases_until.set(1000.5)
+    early.leases_open.set(3)
+    late.leases_until.set(2000)
+    late.leases_open.set(4)
+    samples, _ = page(own, [values_of(late.registry), values_of(early.registry)])
+    assert value(samples, "weir_leases_until_timestamp_seconds") == 1000.5
+    assert value(samples, "weir_leases_open") == 7
+    assert value(page(own)[0], "weir_leases_until_timestamp_seconds") == 0
+
+
 def test_what_only_the_keeper_knows_is_not_asked_of_workers(own):
     astray = Metrics()
     astray.workers.set(7)
-    astray.budget_used.labels("model", "m", "lifetime").set(1)
+    astray.budget_used.labels("model", "m", "m", "lifetime").set(1)
     own.workers.set(2)
     own.build.info({"version": "1", "policy": "p", "codes": "c"})
     samples, _ = page(own, [values_of(astray.registry)])

@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder, steering_body
+from gateway.wire.generation import Heeded, Room, StreamDecoder, WholeDecoder
+from gateway.wire.steering_report import steering_body
+from inference.steering.table import DOSE_MAX
 from policy.canonical import Finish, Malformed, Numbers, ReasoningDelta, TextDelta, TokenIds, ToolCallDelta, UsageReport
 from policy.limits import EVENT_BYTES_MAX, TOKENS_REPORTED_MAX
 from policy.release import Outcome, Usage
 
-ALL = Heeded(usage=True, reasoning=True, steering=True)
+ALL = Heeded(usage=True, reasoning=True)
+STEERED = Heeded(usage=True, reasoning=True, steering=True)
 AMPLE = Room(tokens=1 << 20, token_ids=True)
 
 
@@ -172,13 +175,19 @@ def test_reasoning_that_policy_drops_is_not_read():
 
 
 def test_steering_statistics_become_integers_and_are_rendered_from_them():
-    events, _ = read(stream({**chunk("stop"), "steering": STEERING}))
+    events, _ = read(stream({**chunk("stop"), "steering": STEERING}), heeded=STEERED)
     assert events == [Numbers((1, 2, 0b1001, 123)), Finish(Outcome.STOP)]
     assert steering_body((1, 2, 0b1001, 123), fingerprint="ff") == {
         "fingerprint": "ff",
         "applied": {"prompt_tokens": 1, "generated_tokens": 2, "layers": [0, 3]},
         "relative_dose": 0.123,
     }
+
+
+def test_a_dose_as_large_as_our_own_server_says_one_can_be_is_no_fault():
+    report = STEERING | {"relative_dose": DOSE_MAX}
+    events, fault = read(stream({**chunk("stop"), "steering": report}), heeded=STEERED)
+    assert (events[0], fault) == (Numbers((1, 2, 0b1001, 10**12)), None)
 
 
 BROKEN = [
@@ -210,11 +219,21 @@ BROKEN = [
 @pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
 def test_what_is_no_answer_is_malformed_after_the_text_before_it(broken):
     before = stream(chunk(content="before"), done=False)
-    events, fault = read(before + stream(broken, chunk("stop")))
+    heeded = STEERED if "steering" in broken else ALL
+    events, fault = read(before + stream(broken, {**chunk("stop"), "steering": STEERING}), heeded=heeded)
     assert events == [TextDelta("before")]
     assert fault is not None
     if broken:
-        assert whole(broken.encode())[1] is not None
+        assert whole(broken.encode(), heeded=heeded)[1] not in (None, "the answer has no finish_reason")
+
+
+def test_an_answer_to_a_steered_request_that_does_not_say_it_was_steered_is_malformed():
+    """A server that never heard of steering ignores the field, and its plain answer would pass for a steered one."""
+    silent = "steering was asked for, and the backend does not say that there was any"
+    assert read(stream(chunk(content="a"), chunk("stop")), heeded=STEERED) == ([TextDelta("a")], silent)
+    body = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
+    assert whole(body, heeded=STEERED)[1] == silent
+    assert whole({**body, "steering": STEERING}, heeded=STEERED)[1] is None
 
 
 def test_an_invalid_byte_in_text_is_malformed():

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from gateway.wire import chat, completions
-from gateway.wire.errors import REJECTIONS, error_body, outcome_of_status, refusal_of, rejection_index
+from gateway.wire.errors import error_body, outcome_of_status, refusal_of
+from gateway.wire.rejections import REJECTIONS, code_index
 from policy.budget import Account
 from policy.refusal import Reason, Refused
 from policy.release import Ending, Outcome, Release, ToolCall, Usage
@@ -162,13 +163,13 @@ def test_a_rejection_is_named_from_the_closed_list():
     for index, (code, message) in enumerate(REJECTIONS):
         refused = refusal_of(Ending(outcome=Outcome.REJECTED, numbers=(index,)))
         assert (refused.code, refused.message) == (code, message)
-        assert rejection_index(code) == index
+        assert code_index(REJECTIONS, code) == index
     assert refusal_of(Ending(outcome=Outcome.REJECTED)).code == REJECTIONS[0][0]
 
 
 @pytest.mark.parametrize("code", ["secret", None, 7, [], {}, "UNKNOWN_VECTOR", ""])
 def test_any_other_code_of_a_backend_is_the_general_one(code):
-    assert rejection_index(code) == 0
+    assert code_index(REJECTIONS, code) == 0
 
 
 @pytest.mark.parametrize(

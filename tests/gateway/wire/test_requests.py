@@ -1,5 +1,6 @@
 """What a client may ask, field by field, and what of it reaches a backend."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from gateway.wire import chat, completions
 from gateway.wire.dialect import Call, Identity, ModelRules
-from gateway.wire.fields import REFUSED_FIELDS, upstream_handle
+from gateway.wire.fields import REFUSED_FIELDS
+from gateway.wire.handles import tenant_space, upstream_handle
 from policy.limits import ANSWER_BYTES_MAX, MESSAGES_MAX, STEERING_VECTORS_MAX, STOP_STRINGS_MAX, TOOLS_MAX
 from policy.refusal import Reason, Refused
 
@@ -131,7 +133,7 @@ def test_the_reason_is_given_where_there_is_one():
         ({"steering": {"vectors": [{"id": "../x"}]}}, "steering.vectors[0].id"),
         ({"steering": {"vectors": [{"id": "x", "scale": 1e9}]}}, "steering.vectors[0].scale"),
         ({"steering": {"vectors": [{"id": "x", "layers": []}]}}, "steering.vectors[0].layers"),
-        ({"steering": {"vectors": [{"id": "x", "op": "ablate"}]}}, "steering.vectors[0].op"),
+        ({"steering": {"vectors": [{"id": "x", "op": "melt"}]}}, "steering.vectors[0].op"),
     ],
 )  # fmt: skip
 def test_a_value_out_of_bounds_is_refused_and_the_message_says_where(dialect, fields, param):
@@ -198,6 +200,14 @@ def test_token_ids_are_asked_for_only_where_the_policy_records_them(dialect):
     recording = ModelRules(name="m", usage=False, token_ids=True, tokens_max=4096, tokens_default=512)
     assert sent(dialect, {}, recording)["return_token_ids"] is True
     assert "return_token_ids" not in sent(dialect, {})
+
+
+@both
+def test_a_prefix_cache_is_salted_by_tenant_and_only_where_the_policy_says_so(dialect):
+    salted = dataclasses.replace(RULES, cache_salted=True)
+    assert sent(dialect, {}, salted)["cache_salt"] == tenant_space("acme") != tenant_space("other")
+    assert "cache_salt" not in sent(dialect, {})
+    assert call(dialect, {"cache_salt": "mine"}).param == "cache_salt"
 
 
 @both

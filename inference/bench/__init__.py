@@ -1,0 +1,1 @@
+"""Programs that measure the engine in its own process, without HTTP: what steering costs, and tokens a second."""
