@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 
 from gateway.metrics import AnswerMetrics
 from gateway.ports import OverLimit
@@ -275,6 +276,7 @@ def _cut_bits(idle_ticks: int, text_bytes: int) -> int:
     )
 
 
+@lru_cache(maxsize=64)  # every piece of every stream asks for it, and a policy's timeouts are few
 def closing_bits(*, ticks_max: int) -> int:
     """Held back from the start so that any answer can be ended with `Outcome.BUDGET` at any tick."""
     ending = Release(idle_ticks=ticks_max, quanta=0, text="", ending=Ending(outcome=Outcome.BUDGET))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import select
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from gateway.ports import UpstreamFailed
@@ -141,11 +142,28 @@ def _unreadable(response: aiohttp.ClientResponse) -> str | None:
     return None
 
 
+class _Backend(ResponseHandler):
+    """aiohttp's side of a connection, without what it does for nothing.
+
+    Its reader resumes reading after every chunk that it hands out, paused or not, and each time the parser is run on no bytes
+    and the transport is told: a tenth of what a burst of 200 chunks costs.
+    """
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """See `aiohttp.base_protocol.BaseProtocol.resume_reading`. What was not paused has nothing left to parse."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+
 class _Unspoilt(aiohttp.BaseConnector):
     """Gives out no connection on which the backend has said anything since its last answer ended.
 
     aiohttp would take such bytes, glued to one tenant's answer, for the next tenant's (RFC 9112, section 6.3).
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Backend, loop=self._loop)  # type: ignore[assignment]  # partial is invariant
 
     async def connect(
         self,

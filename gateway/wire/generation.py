@@ -167,18 +167,23 @@ class StreamDecoder:
         if self._done:
             return
         texts: list[str] = []  # an event a token: those that are text alone are joined before they go on
+        parser, reasoning = self._parser, self._reasoning
         try:
-            for body in self._bodies(chunk):
-                text = _only_text(body, reasoning=self._reasoning)
+            for data in parser.feed(chunk):
+                if data == b"[DONE]":
+                    self._done = True
+                    break
+                body = _decode(data)
+                text = _only_text(body, reasoning=reasoning)
                 if text is not None:
                     texts.append(text)
-                    self._parser.room_bytes += WIRE_BYTES_PER_CHARACTER * len(text)
+                    parser.room_bytes += WIRE_BYTES_PER_CHARACTER * len(text)
                     continue
                 if texts:
                     yield TextDelta("".join(texts))
                     texts.clear()
                 for event in _read(body, self._closing):
-                    self._parser.room_bytes += WIRE_BYTES_PER_CHARACTER * _said(event)
+                    parser.room_bytes += WIRE_BYTES_PER_CHARACTER * _said(event)
                     yield event
         except Malformed:
             if texts:
@@ -188,13 +193,6 @@ class StreamDecoder:
             yield TextDelta("".join(texts))
         if self._done:
             yield from self._closing.events()
-
-    def _bodies(self, chunk: bytes) -> Iterator[Body]:
-        for data in self._parser.feed(chunk):
-            if data == b"[DONE]":
-                self._done = True
-                return
-            yield _decode(data)
 
     def eof(self) -> Iterator[Event]:
         """The body ended. Raises `Malformed` without `[DONE]`: a cut stream must not pass for a whole one."""

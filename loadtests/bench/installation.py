@@ -5,6 +5,7 @@ A peer that cannot be had is a `Missing` with its reason, which the bench puts i
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -64,14 +65,14 @@ def program(name: str) -> str:
         if found is None:
             raise Missing(f"{name} is not installed: make peers")
         return found
-    if isinstance(kind, Node) and shutil.which("node") is None:
-        raise Missing("node is not installed")
     stamp = INSTALLED / name / ".installed"
     if not stamp.exists():
         failed = INSTALLED / f"{name}.failed"
         raise Missing(failed.read_text().strip() if failed.exists() else "not installed: make peers")
     if stamp.read_text() != pins_digest(name):
         raise Missing("installed at other versions: make peers")
+    if isinstance(kind, Node) and shutil.which("node") is None:
+        raise Missing("node is not installed")
     return str(next((INSTALLED / name).glob(kind.program)))
 
 
@@ -112,7 +113,15 @@ def install(name: str) -> None:
     kind, place = KINDS[name], INSTALLED / name
     try:
         if isinstance(kind, System):
-            run("apt-get", "install", "-y", "-q", "--no-install-recommends", kind.package)
+            run(
+                *(() if os.geteuid() == 0 else ("sudo",)),
+                "apt-get",
+                "install",
+                "-y",
+                "-q",
+                "--no-install-recommends",
+                kind.package,
+            )
             return
         shutil.rmtree(place, ignore_errors=True)
         if isinstance(kind, Python):
