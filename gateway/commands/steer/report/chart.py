@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 46
 TICKS_WANTED = 5
 X_TICKS_MAX = 11
 SPAN_MIN = 1e-9  # numbers nearer to each other than this are one: float64 has 16 digits, and ticks are rounded to 12
