@@ -49,7 +49,8 @@ def test_a_foreign_directory_is_never_overwritten(tmp_path: Path):
 
 def test_an_interrupted_run_leaves_neither_a_model_nor_rubbish(tmp_path: Path):
     out = tmp_path / "model"
-    command = [sys.executable, "-m", "inference", "prepare", "--out", str(out)]
+    # Processes that run tests side by side ignore the signal, and what they start inherits that.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "inference", "prepare", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
