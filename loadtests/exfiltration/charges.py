@@ -35,15 +35,20 @@ class Charges:
 
 
 async def read(admin_port: int) -> Charges:
-    """Wait until nothing is in flight and all is settled, then read. Raises TimeoutError."""
+    """Wait until nothing is in flight and all is settled, then read. Raises TimeoutError.
+
+    A grant that comes while the gateway asks its ledger counts as used for a moment, so two readings must agree.
+    """
+    used = None
     async with asyncio.timeout(SETTLE_TIMEOUT_S):
         while True:
             status = json.loads(await get(admin_port, "/status.json"))
             samples = _samples(await get(admin_port, "/metrics"))
-            if not status["answers_in_flight"] and not samples.get(("weir_settle_backlog_answers", ""), 0):
+            before, used = used, sum(one["used_bits"] for one in status["accounts"] if one["owner"] == "model")
+            is_idle = not status["answers_in_flight"] and not samples.get(("weir_settle_backlog_answers", ""), 0)
+            if is_idle and used == before:
                 break
             await asyncio.sleep(0.03)
-    used = sum(account["used_bits"] for account in status["accounts"] if account["owner"] == "model")
     return Charges(
         raw_bits=_total(samples, "weir_charged_bits_total", 'code="raw"'),
         refunded_bits=_total(samples, "weir_refunded_bits_total", ""),
