@@ -205,7 +205,9 @@ def measured(arguments: argparse.Namespace, baseline: Mapping[str, float], conso
 def line(one: Verdict) -> str:
     """For people."""
     word = "GROWN" if one.grown else "ok"
-    against = f"baseline {one.baseline:.2f}, limit {one.limit:.2f}"
+    against = (
+        f"baseline {one.baseline:.2f}, limit {one.limit:.2f}" if one.baseline < float("inf") else "no baseline yet"
+    )
     return f"{word:6}{one.scenario:18} {one.ratio:.2f} x floor ({one.low:.2f}–{one.high:.2f} in {one.rounds} rounds); {against}"
 
 
