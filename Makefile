@@ -131,8 +131,8 @@ oracles:  ## ask concept-erasure, scikit-learn and baycomp again what the extrac
 	var/oracles/bin/pip install -q --no-deps concept-erasure==0.2.4
 	var/oracles/bin/python tests/inference/extraction/oracles.py
 
-# MOVE="why it costs more now" writes what is measured as the new baseline, to be committed with the change.
-bench-guard: $(VENV)/.dev  ## fail if a request or a stream costs a tenth more, against the no-op proxy, than the committed baseline
+# MOVE="why it costs more now" makes the last commit the new baseline; commit what it writes.
+bench-guard: $(VENV)/.dev  ## fail if a request or a stream costs a tenth more than at the commit that is the baseline
 	$(BIN)/python -m loadtests.bench.guard $(if $(MOVE),--move "$(MOVE)") $(GUARD)
 
 load: $(VENV)/.dev  ## users of many tenants by locust, byte for byte, for a minute (LOAD="--help" says what there is)

@@ -1,32 +1,36 @@
 """`make bench-guard`: what a request and a stream cost the gateway may not grow unnoticed.
 
 CPU time itself says little on machines that others use too, and counters of instructions are not to be had in most
-virtual machines. What holds still is the quotient to the no-op proxy (the floor) in the same round: a slow machine slows
-both. The committed baseline holds those quotients, each with a note that says why it is what it is.
+virtual machines. So the code of the baseline's commit runs beside this checkout's, from the same history, and the quotient of
+the two is taken within a round: a slow machine slows both alike. The quotient to the no-op proxy is the second best. A gateway
+that wakes fifty times a second suffers more from a busy machine than a proxy that never sleeps: the same code was seen at 2.9
+and at 4.5 times the floor. It decides only where the baseline's commit is not in the clone.
 """
 
 import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import comb
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 
 from loadtests.bench.__main__ import complaints, conditions, positive, rotated
 from loadtests.bench.lineup import Lineup
 from loadtests.bench.measure import PhaseError, Sample
-from loadtests.bench.peer import PeerError, free_port, running
-from loadtests.bench.roster import Site, upstream
+from loadtests.bench.peer import REPOSITORY, Peer, PeerError, free_port, running
+from loadtests.bench.roster import AUDITORS, Site, auditor, floor, gateway, upstream
 from loadtests.bench.scenario import BURST, JSON, JSON_MANY, PACED
 
 BASELINE = Path(__file__).with_name("baseline.json")
@@ -36,8 +40,8 @@ CONFIDENCE = 0.95  # of the interval that decides early
 PACE_MS = 5.0
 
 DESCRIPTION = f"""\
-Measure the gateway beside the no-op proxy, in turn, and compare the quotients of their CPU time with the committed
-baseline ({BASELINE.relative_to(Path.cwd()) if BASELINE.is_relative_to(Path.cwd()) else BASELINE}).
+Measure the gateway of this checkout beside that of the baseline's commit ({BASELINE.name}), in turn, in CPU time. Where the
+clone does not have that commit, compare the quotients to the no-op proxy with those that the baseline has on record.
 
 It goes on until for every load the {CONFIDENCE:.0%} interval of the median lies wholly on one side of {GROWTH_MAX} times the
 baseline, or until --rounds; then the median decides."""
@@ -45,8 +49,8 @@ baseline, or until --rounds; then the median decides."""
 EPILOG = """\
 A change that costs more on purpose moves the baseline, and says why:
   python -m loadtests.bench.guard --move "tool calls are checked against their schema"
-The note is committed with the number, in the same change. A change that makes it cheaper should move it too, or else what
-was won can be lost again without anybody being told.
+Commit the change first: the last commit becomes the baseline, and what this writes is committed next. A change that makes it
+cheaper should move it too, or else what was won can be lost again without anybody being told.
 
 exit status: 0 within the baseline, or moved; 1 grown, or nothing could be measured; 2 usage"""
 
@@ -100,14 +104,14 @@ def verdict(scenario: str, ratios: Sequence[float], baseline: float) -> Verdict:
     return Verdict(scenario=scenario, rounds=len(ratios), ratio=median(ratios), low=low, high=high, baseline=baseline)
 
 
-def ratios_of(samples: Sequence[Sample]) -> dict[str, list[float]]:
-    """Gateway over floor, round by round, of every load."""
+def ratios_of(samples: Sequence[Sample], *, to: str = "floor") -> dict[str, list[float]]:
+    """Gateway over another, round by round, of every load."""
     cpu_us = {(sample.peer, sample.scenario, sample.round): sample.cpu_us for sample in samples}
     ratios: dict[str, list[float]] = {}
     for (peer, scenario, number), ours in cpu_us.items():
-        floor = cpu_us.get(("floor", scenario, number))
-        if peer == "gateway" and ours and floor:
-            ratios.setdefault(scenario, []).append(ours / floor)
+        theirs = cpu_us.get((to, scenario, number))
+        if peer == "gateway" and ours and theirs:
+            ratios.setdefault(scenario, []).append(ours / theirs)
     return ratios
 
 
@@ -120,34 +124,81 @@ def main(words: Sequence[str] | None = None) -> int:
     if not history and arguments.move is None:
         console.print(f"guard: {arguments.baseline} holds nothing yet: --move NOTE writes the first entry", style="red")
         return 1
-    baseline = history[-1]["ratios"] if history else {}
     started_s, load_before = time.monotonic(), os.getloadavg()[0]
     try:
-        samples = measured(arguments, baseline, console)
+        with ExitStack() as stack:
+            against = baseline_of(history, stack)
+            samples = measured(arguments, against, stack, console)
     except (PeerError, PhaseError) as error:
         console.print(f"guard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     arguments.rounds = max(sample.round for sample in samples)
     said = conditions(arguments, load_before=load_before, elapsed_s=time.monotonic() - started_s)
-    ratios = ratios_of(samples)
-    verdicts = [verdict(name, values, baseline.get(name, float("inf"))) for name, values in ratios.items()]
-    print(said)
+    verdicts = verdicts_of(samples, against)
+    print(f"{said}\n{against.told}")
     for one in verdicts:
-        print(line(one))
+        print(line(one, against))
     if complaints(samples, console):
         return 1
     if arguments.move is not None:
         entry = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "commit": git("rev-parse", "HEAD"),
             "note": arguments.move,
             "conditions": said,
-            "ratios": {one.scenario: round(one.ratio, 3) for one in verdicts},
+            "ratios": {name: round(median(values), 3) for name, values in ratios_of(samples).items()},
         }
         arguments.baseline.write_text(json.dumps([*history, entry], indent=2, ensure_ascii=False) + "\n")
         return 0
     if any(one.ratio * GROWTH_MAX < one.baseline for one in verdicts):
         print("Cheaper than the baseline by more than a tenth: move it, so that this stays won (--move NOTE).")
     return 1 if any(one.grown for one in verdicts) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """What this checkout is held against."""
+
+    peer: str  # whose CPU time divides
+    limits: Mapping[
+        str, float
+    ]  # the quotient of each load that is none of growth; empty where there is no baseline yet
+    code: Path | None  # the baseline's own, if it can be had
+    told: str
+
+
+def baseline_of(history: Sequence[Mapping[str, Any]], stack: ExitStack) -> Against:
+    """The last entry's code, checked out for this run; or its quotients to the floor."""
+    if not history:
+        return Against(peer="floor", limits={}, code=None, told="There is no baseline yet; quotients are to the floor.")
+    last = history[-1]
+    commit = str(last["commit"])
+    code = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-guard-"))) / "code"
+    try:
+        git("worktree", "add", "--detach", "--force", str(code), commit)
+    except subprocess.CalledProcessError:
+        told = f"Commit {commit[:12]} is not in this clone: quotients are to the floor, which is less certain."
+        return Against(peer="floor", limits=last["ratios"], code=None, told=told)
+    stack.callback(git, "worktree", "remove", "--force", str(code))
+    told = f"Beside the code of {commit[:12]}: {last['note']}."
+    return Against(peer="baseline", limits=dict.fromkeys(last["ratios"], 1.0), code=code, told=told)
+
+
+def git(*words: str) -> str:
+    """What git says, in this repository. Raises CalledProcessError."""
+    command = ["git", "-C", str(REPOSITORY), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def of_other_code(peer: Peer, code: Path) -> Peer:
+    """The same gateway, from another checkout's sources."""
+    return replace(peer, argv=(peer.argv[0], "-P", *peer.argv[1:]), environment={"PYTHONPATH": str(code)})
+
+
+def verdicts_of(samples: Sequence[Sample], against: Against) -> list[Verdict]:
+    """One for each load."""
+    ratios = ratios_of(samples, to=against.peer)
+    return [verdict(name, values, against.limits.get(name, float("inf"))) for name, values in ratios.items()]
 
 
 def parsed_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -169,44 +220,48 @@ def parsed_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def measured(arguments: argparse.Namespace, baseline: Mapping[str, float], console: Console) -> list[Sample]:
+def measured(arguments: argparse.Namespace, against: Against, stack: ExitStack, console: Console) -> list[Sample]:
     """Rounds until every load is decided; all of them where the baseline is to be moved."""
     samples: list[Sample] = []
-    with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-guard-")))
-        site = Site(directory=directory, burst_port=free_port(), paced_port=free_port(), key="bench-guard")
-        for backend in (
-            upstream("upstream-burst", port=site.burst_port, pace_ms=0),
-            upstream("upstream-paced", port=site.paced_port, pace_ms=PACE_MS),
-        ):
-            stack.enter_context(running(backend, directory=directory))
-        lineup = Lineup()
-        lineup.start(("floor", "gateway"), site, stack, console)
-        open_scenarios = list(SCENARIOS)
-        for number in range(1, arguments.rounds + 1):
-            for scenario in open_scenarios:
-                for peer in rotated(lineup.started, number):
-                    limits = {"requests": arguments.requests, "seconds": arguments.seconds}
-                    sample = lineup.measure(scenario, peer, **limits, round_number=number)
-                    assert sample is not None
-                    samples.append(sample)
-            if arguments.move is None:
-                ratios = ratios_of(samples)
-                open_scenarios = [
-                    scenario
-                    for scenario in open_scenarios
-                    if not verdict(scenario.name, ratios[scenario.name], baseline.get(scenario.name, 0.0)).decided
-                ]
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-guard-")))
+    site = Site(directory=directory, burst_port=free_port(), paced_port=free_port(), key="bench-guard")
+    for backend in (
+        upstream("upstream-burst", port=site.burst_port, pace_ms=0),
+        upstream("upstream-paced", port=site.paced_port, pace_ms=PACE_MS),
+    ):
+        stack.enter_context(running(backend, directory=directory))
+    lineup = Lineup()
+    auditors = [auditor(directory, name) for name in AUDITORS]
+    peers = [floor(site), gateway(site, auditors=auditors)]
+    if against.code is not None:
+        peers.append(of_other_code(gateway(site, name="baseline", auditors=auditors), against.code))
+    started = [stack.enter_context(running(peer, directory=directory)) for peer in peers]
+    open_scenarios = list(SCENARIOS)
+    for number in range(1, arguments.rounds + 1):
+        for scenario in open_scenarios:
+            for peer in rotated(started, number):
+                limits = {"requests": arguments.requests, "seconds": arguments.seconds}
+                sample = lineup.measure(scenario, peer, **limits, round_number=number)
+                if sample is None:
+                    raise PhaseError(f"{peer.peer.name}, {scenario.name}: {lineup.failed}")
+                samples.append(sample)
+        if arguments.move is None:
+            decided = {one.scenario for one in verdicts_of(samples, against) if one.decided}
+            open_scenarios = [scenario for scenario in open_scenarios if scenario.name not in decided]
+        with console.status(f"round {number}: {len(open_scenarios)} loads are open"):
             if not open_scenarios:
                 break
     return samples
 
 
-def line(one: Verdict) -> str:
+def line(one: Verdict, against: Against) -> str:
     """For people."""
     word = "GROWN" if one.grown else "ok"
-    against = f"baseline {one.baseline:.2f}, limit {one.limit:.2f}"
-    return f"{word:6}{one.scenario:18} {one.ratio:.2f} x floor ({one.low:.2f}–{one.high:.2f} in {one.rounds} rounds); {against}"
+    held = f"baseline {one.baseline:.2f}, limit {one.limit:.2f}" if one.baseline < float("inf") else "no baseline yet"
+    return (
+        f"{word:6}{one.scenario:18} {one.ratio:.2f} x {against.peer} "
+        f"({one.low:.2f}–{one.high:.2f} in {one.rounds} rounds); {held}"
+    )
 
 
 if __name__ == "__main__":

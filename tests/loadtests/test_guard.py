@@ -11,6 +11,7 @@ from loadtests.bench.peer import module
 from tests.loadtests.test_bench import sample
 
 ROOT = Path(__file__).resolve().parents[2]
+FEW = ("--rounds", "1", "--requests", "16", "--seconds", "0.2")
 
 
 @pytest.mark.parametrize(
@@ -47,16 +48,16 @@ def test_every_entry_of_the_committed_baseline_has_a_note_and_all_loads():
     assert history
     for entry in history:
         assert len(entry["note"].split()) >= 3
+        assert len(entry["commit"]) == 40
         assert entry["ratios"].keys() == {scenario.name for scenario in guard.SCENARIOS}
         assert all(1 < ratio < 20 for ratio in entry["ratios"].values())
 
 
-def test_a_baseline_is_moved_with_a_note_and_growth_against_it_is_reported(tmp_path):
+def test_a_baseline_is_moved_with_a_note_and_its_code_runs_beside_this(tmp_path):
     baseline = tmp_path / "baseline.json"
 
     def run(*words):
-        few = ("--rounds", "1", "--requests", "16", "--seconds", "0.2", "--baseline", str(baseline))
-        command = module("loadtests.bench.guard", *few, *words)
+        command = module("loadtests.bench.guard", *FEW, "--baseline", str(baseline), *words)
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
     assert run("--move", "why").returncode == 2, "that is no reason"
@@ -65,7 +66,17 @@ def test_a_baseline_is_moved_with_a_note_and_growth_against_it_is_reported(tmp_p
     assert moved.returncode == 0, moved.stderr
     (entry,) = json.loads(baseline.read_text())
     assert entry["note"] == "the first of this test"
-    baseline.write_text(json.dumps([{**entry, "ratios": dict.fromkeys(entry["ratios"], 0.01)}]))
-    grown = run()
-    assert grown.returncode == 1
+    beside = run()
+    assert f"Beside the code of {entry['commit'][:12]}" in beside.stdout
+    assert beside.stdout.count(" x baseline ") == len(guard.SCENARIOS), "each load against the code of that commit"
+
+
+def test_without_the_baselines_commit_growth_against_the_floor_is_reported(tmp_path):
+    baseline = tmp_path / "baseline.json"
+    ratios = dict.fromkeys((scenario.name for scenario in guard.SCENARIOS), 0.01)
+    baseline.write_text(json.dumps([{"commit": "0" * 40, "note": "of another clone", "ratios": ratios}]))
+    command = module("loadtests.bench.guard", *FEW, "--baseline", str(baseline))
+    grown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert grown.returncode == 1, grown.stderr
+    assert "is not in this clone" in grown.stdout
     assert grown.stdout.count("GROWN") == len(guard.SCENARIOS)
