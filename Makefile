@@ -20,7 +20,7 @@ run: $(VENV)/.run  ## start the demonstration: real weights behind a metering ga
 	@$(BIN)/weir up $(UP)
 
 # tests/inference computes and nothing else: two processes of one thread each are faster than one process of two.
-test: $(VENV)/.dev postgresql prometheus chromium gosources deploy-tools  ## run the whole test suite (about 10 minutes on 2 cores)
+test: $(VENV)/.dev postgresql prometheus chromium gosources deploy-tools  ## run the whole test suite
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/python -m inference prepare --out $${WEIR_TEST_CACHE:-var/test-model}

@@ -21,7 +21,7 @@ MODEL_ID = "smollm2-135m-instruct"
 BURST, CALM = 400, 200  # two bursts, each of more than the queue holds, and between them some at a time
 AT_ONCE = 24
 GROWTH_BYTES_MAX = 24 << 20
-"""The first burst warms up; keys and values of the 600 requests behind it are 500 MB. Seen: 6 to 15 MB."""
+"""The first burst warms up; keys and values of the 600 requests behind it are 500 MB."""
 
 
 def resident_bytes() -> int:
