@@ -11,7 +11,7 @@ GRAFANA_TYPES := @grafana/schema@13.2.3 typescript@5.9.3
 AXE := axe-core@4.14.1
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check dashboards dashboard-types screenshot check mutants peers bench bench-guard load soak overload faults oracles attack answers evaluate simulate fleet fmt clean
+.PHONY: help run test postgresql prometheus chromium gosources llama deploy-tools deploy-check kustomize prometheus-check reference dashboards dashboard-types screenshot check mutants peers bench bench-guard load soak overload faults oracles attack answers evaluate simulate fleet fmt clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -81,6 +81,10 @@ prometheus-check: prometheus dashboard-types  ## Prometheus's own word on the ru
 	promtool check config deploy/prometheus/prometheus.yaml
 	amtool check-config deploy/prometheus/alertmanager.yaml
 
+reference: $(VENV)/.dev  ## write policy/schema.json and the tables of docs/policy.md and docs/metrics.md from the code
+	$(BIN)/weir schema > policy/schema.json
+	$(BIN)/python -m docs.generate
+
 dashboards: $(VENV)/.dev  ## write deploy/grafana/dashboards/*.json from deploy/grafana/boards
 	$(BIN)/python -m deploy.grafana.generate
 
@@ -92,6 +96,7 @@ dashboard-types:  ## hold the dashboards' JSON to Grafana's own types
 			> var/npm/grafana/boards/$$(basename $$board .json).ts; done
 	cd var/npm/grafana && node_modules/.bin/tsc --noEmit --strict --skipLibCheck --module esnext --moduleResolution bundler \
 		--target es2022 boards/*.ts
+
 llama: var/llama-cpp/bin/llama-cpp-server  ## build llama.cpp's server, which the tests then put behind the gateway (half an hour on 2 cores)
 
 var/llama-cpp/bin/llama-cpp-server:

@@ -260,7 +260,6 @@ class Gateway:
         await self.leases.register(self.serving.accounts.all(now_s=self.clock.wall_s()))
         if self._kept is None:
             await settle_past(ledger=self.ledger, audit=self._audit, clock=self.clock)
-        self.metrics.build.info({"version": version("weir"), "policy": self.serving.policy.digest, "codes": self.codes})
         self.tick.record(
             Started(
                 at_ms=self._now_ms(),
@@ -279,8 +278,7 @@ class Gateway:
         await self._connect(self.serving.policy)
         await self.tenure.look()
         await self.witnessed.look()
-        self.metrics.reload_ok.set(1)
-        self.metrics.reload_at.set(self.clock.wall_s())
+        self.metrics.took(policy=self.serving.policy.digest, codes=self.codes, wall_s=self.clock.wall_s())
 
     async def take(self, config: Config) -> Sequence[str]:
         """From here on this policy is in force. Returns the accounts whose limit was raised."""
@@ -291,9 +289,7 @@ class Gateway:
         await self.tenure.take(config.policy)  # first: what no licence covers must not serve, not even for a moment
         self.serving = fresh
         self.tick.record(policy_loaded(config.policy.digest, raised=raised, at_ms=self._now_ms()))
-        self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
-        self.metrics.reload_ok.set(1)
-        self.metrics.reload_at.set(self.clock.wall_s())
+        self.metrics.took(policy=config.policy.digest, codes=self.codes, wall_s=self.clock.wall_s())
         return list(raised)
 
     async def _connect(self, policy: Policy) -> None:

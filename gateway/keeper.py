@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from prometheus_client import Metric
@@ -278,9 +277,7 @@ class Keeper:
         """Workers that begin from now on begin with this policy."""
         self._config = config
         self.serving = serving(config.policy, parameters=config.parameters)
-        self.metrics.build.info({"version": version("weir"), "policy": config.policy.digest, "codes": self.codes})
-        self.metrics.reload_ok.set(1)
-        self.metrics.reload_at.set(self.clock.wall_s())
+        self.metrics.took(policy=config.policy.digest, codes=self.codes, wall_s=self.clock.wall_s())
 
     async def _register(self, config: Config) -> Sequence[str]:
         accounts = serving(config.policy, parameters=config.parameters).accounts.all(now_s=self.clock.wall_s())

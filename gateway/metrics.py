@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, disable_created_metrics
@@ -30,13 +31,20 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.build = Info("weir_build", "Version of the gateway and digests of policy and codes.", registry=r)
-        self.requests = Counter(
-            "weir_requests", "Answered requests by outcome.", ["model", "tenant", "outcome"], registry=r
+        self.build = Info(
+            "weir_build",
+            "The gateway's version, the digest of the policy in force and of the code set that charges "
+            "are counted under.",
+            registry=r,
         )
-        self.refusals = Counter("weir_refusals", "Refused requests by reason.", ["reason"], registry=r)
+        self.requests = Counter(
+            "weir_requests", "Admitted requests by how their answer ended.", ["model", "tenant", "outcome"], registry=r
+        )
+        self.refusals = Counter(
+            "weir_refusals", "Requests refused, by reason; docs/api.md lists the reasons.", ["reason"], registry=r
+        )
         self.connections_refused = Counter(
-            "weir_connections_refused", "Client connections dropped because too many were open.", registry=r
+            "weir_connections_refused", "Client connections dropped at once because 10,000 were open.", registry=r
         )
         self.in_flight = Gauge("weir_answers_in_flight", "Answers admitted and not ended.", ["model"], registry=r)
         self.released_text = Counter(
@@ -44,68 +52,98 @@ class Metrics:
         )
         self.released_bits = Counter(
             "weir_released_bits",
-            "Text that left, in bits (8 a byte), before any code.",
+            "Text that left, in bits, 8 a byte: before any code.",
             ["model", "tenant"],
             registry=r,
         )
         self.received_wire = Counter(
             "weir_received_wire_bytes", "Body bytes read from backends, envelope included.", registry=r
         )
-        self.sent_wire = Counter("weir_sent_wire_bytes", "Body bytes sent to clients, envelope included.", registry=r)
+        self.sent_wire = Counter(
+            "weir_sent_wire_bytes",
+            "Body bytes sent to clients, envelope included and compressed as the client asked.",
+            registry=r,
+        )
         self.charged_bits = Counter(
-            "weir_charged_bits", "Bits charged at release, by the raw code.", ["model", "tenant", "code"], registry=r
+            "weir_charged_bits",
+            "Bits charged at release, by the raw code: always at least the released bits.",
+            ["model", "tenant", "code"],
+            registry=r,
         )
         self.settled_bits = Counter(
             "weir_settled_bits",
-            "What answers cost after a step of their settlement, by the code that it chose.",
+            "What answers cost after a step of their settlement, by the code that it chose: `raw`, "
+            "`zstd`, and later `language_model`.",
             ["model", "tenant", "code"],
             registry=r,
         )
         self.refunded_bits = Counter(
-            "weir_refunded_bits", "Bits given back by settlement.", ["model", "tenant", "code"], registry=r
+            "weir_refunded_bits",
+            "Bits that such a step gave back. Charged minus refunded over all codes is what counts "
+            "against the budgets.",
+            ["model", "tenant", "code"],
+            registry=r,
         )
-        self.budget_limit = Gauge("weir_budget_limit_bits", "Limit of a budget.", ACCOUNT, registry=r)
+        self.budget_limit = Gauge(
+            "weir_budget_limit_bits",
+            "The limit of an account. `owner` is `model` or `tenant`; `model` whose traffic counts in it,"
+            " empty where all of a tenant's does.",
+            ACCOUNT,
+            registry=r,
+        )
         self.budget_window = Gauge(
-            "weir_budget_window_seconds", "Length of a budget's window; +Inf for a lifetime.", ACCOUNT, registry=r
+            "weir_budget_window_seconds", "How long a budget's window is; +Inf for a lifetime.", ACCOUNT, registry=r
         )
         self.budget_used = Gauge(
-            "weir_budget_used_bits", "Bits of a budget that left or may have left.", ACCOUNT, registry=r
+            "weir_budget_used_bits", "Bits of a budget that left, or may have left before a crash.", ACCOUNT, registry=r
         )
-        self.budget_reserved = Gauge("weir_budget_reserved_bits", "Bits held for open answers.", ACCOUNT, registry=r)
+        self.budget_reserved = Gauge(
+            "weir_budget_reserved_bits", "Bits of a budget held for open answers.", ACCOUNT, registry=r
+        )
         self.budget_leased = Gauge(
             "weir_budget_leased_bits",
-            "Bits granted to this gateway and neither reserved nor used.",
+            "Bits that this gateway was granted and has neither used nor reserved; a crash turns them into used.",
             ACCOUNT,
             registry=r,
         )
         self.days_to_theft = Gauge(
             "weir_days_to_theft",
-            "Days until a thief who takes every bit of the model's budgets has enough; +Inf if a lifetime budget forbids it.",
+            "Days until the model's caps add up to what a thief needs under that compression; +Inf if a "
+            "lifetime budget forbids it.",
             ["model", "assumption"],
             registry=r,
         )
         self.theft_bits = Gauge(
-            "weir_theft_bits", "What a thief must carry off under an assumption.", ["model", "assumption"], registry=r
+            "weir_theft_bits",
+            "What a thief must carry off under that compression.",
+            ["model", "assumption"],
+            registry=r,
         )
         self.theft_assumption = Info(
-            "weir_theft_assumption", "The assumption that the policy makes of a model.", ["model"], registry=r
+            "weir_theft_assumption",
+            "The assumption that the policy makes of a model (`theft_compression`).",
+            ["model"],
+            registry=r,
         )
-        self.leases_open = Gauge("weir_leases_open", "Open leases of this gateway.", registry=r)
+        self.leases_open = Gauge("weir_leases_open", "Grants of the ledger that this gateway has open.", registry=r)
         self.leases_until = Gauge(
             "weir_leases_until_timestamp_seconds",
-            "Until when what is leased may be used if the ledger does not answer again.",
+            "Until when they may be used if the ledger does not answer again; with `--workers`, those of "
+            "the first worker that would have to stop.",
             registry=r,
         )
         self.tick_lag = Histogram(
             "weir_tick_lag_seconds",
-            "From a tick to its bytes being handed to sockets.",
+            "From a tick to its bytes being handed to the sockets: mostly the disk flush.",
             buckets=TICK_BUCKETS_S,
             registry=r,
         )
         self.ticks_missed = Counter(
             "weir_ticks_missed", "Ticks that began late because one before took too long.", registry=r
         )
-        self.backend_errors = Counter("weir_backend_errors", "Backend failures by kind.", ["model", "kind"], registry=r)
+        self.backend_errors = Counter(
+            "weir_backend_errors", "Failures of backends, by kind.", ["model", "kind"], registry=r
+        )
         self.request_duration = Histogram(
             "weir_request_duration_seconds",
             "From admission to the last byte.",
@@ -124,7 +162,9 @@ class Metrics:
             "weir_audit_signed_records", "Records of the audit log that are in its signed tree.", registry=r
         )
         self.audit_checkpoint_at = Gauge(
-            "weir_audit_checkpoint_timestamp_seconds", "When all that was on the record was signed.", registry=r
+            "weir_audit_checkpoint_timestamp_seconds",
+            "When all that was on the record was signed: more than a few seconds ago is an alarm.",
+            registry=r,
         )
         self.audit_witnessed_at = Gauge(
             "weir_audit_witnessed_timestamp_seconds",
@@ -132,7 +172,10 @@ class Metrics:
             registry=r,
         )
         self.audit_witness_errors = Counter(
-            "weir_audit_witness_errors", "Times a witness did not cosign the audit log.", ["witness"], registry=r
+            "weir_audit_witness_errors",
+            "Times a witness did not cosign the audit log, by its name in the policy file of witnesses.",
+            ["witness"],
+            registry=r,
         )
         self.audit_disk_free = Gauge(
             "weir_audit_disk_free_bytes", "Space left on the audit log's file system.", registry=r
@@ -144,12 +187,20 @@ class Metrics:
         )
         self.ledger_errors = Counter("weir_ledger_errors", "Times the ledger did not answer.", registry=r)
         self.settle_backlog = Gauge(
-            "weir_settle_backlog_answers", "Closed answers waiting to be settled, by code.", ["code"], registry=r
+            "weir_settle_backlog_answers",
+            "Closed answers waiting to be settled: `zstd` for long texts, `language_model` for the scorer.",
+            ["code"],
+            registry=r,
         )
         self.scorer_errors = Counter(
-            "weir_scorer_errors", "Answers or batches that the scorer did not score, by kind.", ["kind"], registry=r
+            "weir_scorer_errors",
+            "Answers or batches that the scorer did not score, by kind. The answers keep what zstd left.",
+            ["kind"],
+            registry=r,
         )
-        self.reloads = Counter("weir_config_reloads", "Policy reloads by result.", ["result"], registry=r)
+        self.reloads = Counter(
+            "weir_config_reloads", "Policy reloads; `result` is `taken` or `refused`.", ["result"], registry=r
+        )
         self.reload_ok = Gauge("weir_config_last_reload_successful", "1 if the last reload was taken.", registry=r)
         self.workers = Gauge("weir_workers", "Worker processes that serve; 0 without `--workers`.", registry=r)
         self.worker_restarts = Counter("weir_worker_restarts", "Workers that died and were replaced.", registry=r)
@@ -157,7 +208,10 @@ class Metrics:
             "weir_config_last_reload_success_timestamp_seconds", "When a policy was last taken.", registry=r
         )
         self.licence_ok = Gauge(
-            "weir_licence_ok", "1 if an operating licence is in force, or the policy asks for none.", registry=r
+            "weir_licence_ok",
+            "1 if an operating licence is in force, or the policy asks for none; with `--workers`, only "
+            "if every process says so.",
+            registry=r,
         )
         self.licence_expires = Gauge(
             "weir_licence_expires_timestamp_seconds",
@@ -174,6 +228,16 @@ class Metrics:
         if found is None:
             found = self._of[model, tenant] = AnswerMetrics(self, model, tenant)
         return found
+
+    def took(self, *, policy: str, codes: str, wall_s: float) -> None:
+        """A policy is in force from here on. Both digests in hex."""
+        self.build.info({"version": version("weir"), "policy": policy, "codes": codes})
+        self.reload_ok.set(1)
+        self.reload_at.set(wall_s)
+
+    def assumes(self, *, model: str, assumption: str) -> None:
+        """What the policy assumes of a thief of this model."""
+        self.theft_assumption.labels(model).info({"assumption": assumption})
 
     def refused(self) -> dict[str, int]:
         """Refusals so far, by reason."""

@@ -150,7 +150,7 @@ class Status:
         metrics.theft_bits.clear()
         metrics.theft_assumption.clear()
         for claim in serving.claims:
-            metrics.theft_assumption.labels(claim.model).info({"assumption": claim.own.assumption})
+            metrics.assumes(model=claim.model, assumption=claim.own.assumption)
             for theft in claim.thefts:
                 metrics.days_to_theft.labels(claim.model, theft.assumption).set(days_to_theft(theft))
                 metrics.theft_bits.labels(claim.model, theft.assumption).set(theft.theft_bits)

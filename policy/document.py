@@ -35,10 +35,11 @@ def json_schema() -> dict[str, Any]:
 
 
 def _drop_noise(shape: dict[str, Any]) -> None:
-    """Titles repeat the key; a null default says no more than that the key is not required."""
+    """Titles repeat the key; a null default says no more than that the key is not required; docstrings are wrapped."""
     shape.pop("title", None)
     for member in shape["properties"].values():
         member.pop("title", None)
+        member["description"] = " ".join(member["description"].split())
         if member.get("default", ...) is None:
             del member["default"]
 

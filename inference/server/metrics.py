@@ -39,7 +39,10 @@ class ServerMetrics:
             }
         )
         self.requests = Counter(
-            "weir_inference_requests", "Requests by route and status.", ["route", "status"], registry=r
+            "weir_inference_requests",
+            "Requests; `status` 499: nobody waited for the answer any more.",
+            ["route", "status"],
+            registry=r,
         )
         self.duration = Histogram(
             "weir_inference_request_duration_seconds",
@@ -48,16 +51,18 @@ class ServerMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=r,
         )
-        self.prompt_tokens = Counter("weir_inference_prompt_tokens", "Prompt tokens of whole answers.", registry=r)
+        self.prompt_tokens = Counter(
+            "weir_inference_prompt_tokens", "Prompt tokens of answers that were finished.", registry=r
+        )
         self.cached_tokens = Counter(
-            "weir_inference_cached_prompt_tokens", "Prompt tokens that the prefix cache knew already.", registry=r
+            "weir_inference_cached_prompt_tokens", "Those of them that the prefix cache knew already.", registry=r
         )
         self.generated_tokens = Counter(
-            "weir_inference_generated_tokens", "Generated tokens of whole answers.", registry=r
+            "weir_inference_generated_tokens", "Generated tokens of answers that were finished.", registry=r
         )
         self.steered_tokens = Counter(
             "weir_inference_steered_tokens",
-            "Tokens that steering changed, as counted in the forward pass.",
+            "Tokens that steering changed, as counted in the forward pass; `part` is `prompt` or `generated`.",
             ["part"],
             registry=r,
         )
@@ -86,15 +91,19 @@ class _State(Collector):
         for name, text, value in (
             ("requests_waiting", "Requests that wait for a place in the batch.", engine.waiting_requests),
             ("batch_rows", "Requests that run.", engine.running_requests),
-            ("batch_rows_max", "How many requests run at once at most.", engine.batch_rows_max),
+            ("batch_rows_max", "How many requests run at once at most (`--max-batch`).", engine.batch_rows_max),
             ("kv_tokens_reserved", "Tokens of key-value memory held by running requests.", engine.kv_tokens_reserved),
             ("kv_tokens_max", "Tokens of key-value memory there are.", engine.kv_tokens_max),
-            ("prefix_tokens", "Tokens of key-value memory held by the prefix cache.", engine.prefix_tokens),
+            (
+                "prefix_tokens",
+                "Tokens of key-value memory held by the prefix cache, which gives way to running requests.",
+                engine.prefix_tokens,
+            ),
             ("vectors_stored", "Steering vectors in the store.", len(store.all())),
             ("models_derived", "Derived models that are served beside the base.", len(self._service.derived.all())),
         ):
             yield GaugeMetricFamily(f"weir_inference_{name}", text, value)
-        jobs = GaugeMetricFamily("weir_inference_jobs", "Jobs that are remembered.", labels=["status"])
+        jobs = GaugeMetricFamily("weir_inference_jobs", "Jobs that are remembered, by state.", labels=["status"])
         states = collections.Counter(job.status for job in self._service.jobs.all())
         for status in Status:
             jobs.add_metric([status], states[status])

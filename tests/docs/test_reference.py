@@ -5,23 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from docs.generate import DOCUMENTS, TABLE, generated
 from gateway.wire.rejections import JOB_FAULTS, REJECTIONS
+from policy.document import json_schema
 from policy.refusal import Reason
 from policy.release import Outcome
-from tests.deploy.metrics import families
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_metrics_reference_lists_exactly_the_metrics_that_exist() -> None:
-    # Arrange: what the gateway's registry and the inference server's expose, by the names that Prometheus shows.
-    exposed = {family.name + {"counter": "_total", "info": "_info"}.get(family.type, "") for family in families()}
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_tables_of_fields_and_metrics_are_those_of_the_code(document: Path) -> None:
+    assert document.read_text() == generated(document.read_text()), "run: make reference"
 
-    # Act
-    listed = set(re.findall(r"^\| `(weir_[a-z_]+)` \|", (DOCS / "metrics.md").read_text(), flags=re.MULTILINE))
 
-    # Assert
-    assert listed == exposed
+def test_every_part_of_a_policy_and_every_registry_has_its_table() -> None:
+    tables = [match["what"].split() for document in DOCUMENTS for match in TABLE.finditer(document.read_text())]
+    assert {subject for subject, *_ in tables} == {"PolicyForm", *json_schema()["$defs"], "metrics"}
+    assert [argument for subject, *argument in tables if subject == "metrics"] == [["gateway"], ["inference"]]
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.label)

@@ -20,9 +20,9 @@ from policy.canonical import (
     canonical_arguments,
     whole_characters,
 )
-from policy.forms import QUANTUM_BYTES_MIN
 from policy.limits import TICK_RELEASE_BYTES_MAX, TOOL_ARGUMENTS_BYTES_MAX, TOOL_CALLS_MAX
 from policy.release import Ending, Outcome, ToolCall, Usage, Vectors
+from policy.values import QUANTUM_BYTES_MIN
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),

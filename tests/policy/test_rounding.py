@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from policy.codelength import BITS_PER_BYTE
-from policy.forms import QUANTUM_BYTES_MAX, QUANTUM_BYTES_MIN
+from policy.values import QUANTUM_BYTES_MAX, QUANTUM_BYTES_MIN
 
 # How many characters UTF-8 writes in 1, 2, 3 and 4 bytes (RFC 3629; surrogates are not characters).
 CHARACTERS = {1: 0x80, 2: 0x800 - 0x80, 3: 0x10000 - 0x800 - 0x800, 4: 0x110000 - 0x10000}
