@@ -21,6 +21,7 @@ import pytest
 from openai import APIError, OpenAI
 
 from tests.e2e.processes import REPOSITORY, Gateway, environment, policy, until
+from tests.e2e.walkthrough import blocks, free_ports
 from tests.leftout import leave_out
 
 SERVER = Path(os.environ.get("WEIR_LLAMA_CPP", REPOSITORY / "var" / "llama-cpp" / "bin" / "llama-cpp-server"))
@@ -204,3 +205,35 @@ def test_an_engine_that_dies_in_mid_stream_never_looks_finished(llama: Gateway, 
     assert llama.idle().alive
     engine.start()
     assert client.chat.completions.create(**asked("Say yes.", max_tokens=2)).choices
+
+
+def test_getting_started_runs_from_top_to_bottom_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(REPOSITORY / ".venv")
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "llama-cpp").symlink_to(SERVER.parents[1])
+    script, (port, admin_port) = "\n".join(blocks("docs/getting-started.md")), free_ports(2)
+    script = script.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("127.0.0.1:9090", f"127.0.0.1:{admin_port}")
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        page = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = page.wait(180)
+        finally:
+            os.killpg(page.pid, signal.SIGKILL)  # engine and gateway are left running by the page
+    text = said.read_text()
+    assert status == 0, text
+    for shown in (
+        "134,515,008 parameters",
+        '"chat.completion"',
+        "Paris",
+        "in order",
+        "tenant:acme/smollm2/lifetime/ever",
+    ):
+        assert shown in text, text

@@ -1,6 +1,7 @@
 """A witness for tests that follows C2SP tlog-witness over real sockets."""
 
 import base64
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ class CarefulWitness:
     """As the specification has it: trusts one log, remembers what it cosigned, cosigns what fits."""
 
     def __init__(self, name: str, *, log: Verifier | None = None, size: int = 0) -> None:
-        self._key = Ed25519PrivateKey.generate()
+        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
         self.verifier = Verifier(name=name, public_key=self._key.public_key().public_bytes_raw(), kind=COSIGNATURE)
         self.log = log  # None: it knows no log yet
         self.size, self.root = size, b""
