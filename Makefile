@@ -19,13 +19,14 @@ help:  ## list the targets
 run: $(VENV)/.run  ## start the demonstration: real weights behind a metering gateway
 	@$(BIN)/weir up $(UP)
 
-# tests/inference computes and nothing else: two processes of one thread each are faster than one process of two.
+# Two processes. tests/inference computes and nothing else: one thread each is faster than one process of two. The others wait for
+# processes, disks and clocks half of the time; whole files, in their order, so that what a file sets up is set up once.
 test: $(VENV)/.dev postgresql prometheus chromium gosources deploy-tools  ## run the whole test suite
 	$(BIN)/pytest tests/policy --cov=policy --cov-branch --cov-report=
 	$(BIN)/coverage report --fail-under=100 --skip-covered
 	$(BIN)/python -m inference prepare --out $${WEIR_TEST_CACHE:-var/test-model}
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/inference --numprocesses 2 --dist worksteal
-	$(BIN)/pytest --ignore=tests/policy --ignore=tests/inference $(PYTEST)
+	$(BIN)/pytest --ignore=tests/policy --ignore=tests/inference --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 gosources:  ## find the Go packages that verify audit logs in the tests, or install them
 	@test -d /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog || { \

@@ -124,7 +124,7 @@ async def test_a_file_that_is_taken_away_gives_no_new_time(house):
     "write",
     [
         lambda house: house.write(NOW, by=(ONE,)),
-        lambda house: house.write(NOW, by=(ONE, CarefulWitness("two.example/w"))),
+        lambda house: house.write(NOW, by=(ONE, CarefulWitness("two.example/w", secret="a stranger's"))),
         lambda house: house.write(NOW, origin="example.com/other"),
         lambda house: house.write(NOW + AHEAD_S_MAX + 1),
         lambda house: (house.directory / WITNESSED).write_bytes(b"hello"),

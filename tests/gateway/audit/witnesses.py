@@ -18,8 +18,8 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 class CarefulWitness:
     """As the specification has it: trusts one log, remembers what it cosigned, cosigns what fits."""
 
-    def __init__(self, name: str, *, log: Verifier | None = None, size: int = 0) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
+    def __init__(self, name: str, *, secret: str = "", log: Verifier | None = None, size: int = 0) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"{name} {secret}".encode()).digest())
         self.verifier = Verifier(name=name, public_key=self._key.public_key().public_bytes_raw(), kind=COSIGNATURE)
         self.log = log  # None: it knows no log yet
         self.size, self.root = size, b""
