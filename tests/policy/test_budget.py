@@ -142,6 +142,7 @@ class PurseAgainstIntegers(RuleBasedStateMachine):
         for name in NAMES:
             spent = sum(hold.charged_bits for hold in self.known if ACCOUNTS[name] in hold.accounts)
             assert self.purse.balance_bits(name) + self.purse.reserved_bits(name) + spent == self.granted[name]
+            assert self.purse.spent_bits(name) == spent
 
 
 PurseAgainstIntegers.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -245,9 +246,9 @@ def test_a_forfeited_purse_is_empty_and_its_holds_are_void():
     hold = purse.reserve((account("a"),), 50)
     assert hold is not None
     hold.charge(20)
-    assert purse.unspent_bits("a") == 80
+    assert (purse.unspent_bits("a"), purse.spent_bits("a")) == (80, 20)
     purse.forfeit()
-    assert (purse.unspent_bits("a"), hold.void, hold.extend(1)) == (0, True, False)
+    assert (purse.unspent_bits("a"), purse.spent_bits("a"), hold.void, hold.extend(1)) == (0, 0, True, False)
     with pytest.raises(ValueError, match="void"):
         hold.charge(1)
     hold.refund(20)
