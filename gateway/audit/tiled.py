@@ -7,7 +7,7 @@ nothing, and whoever writes it has every entry somewhere else until `commit` has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -45,7 +45,8 @@ class TileFiles:
     def __init__(self, directory: Path, size: int) -> None:
         self.size: Final = size
         self._directory = directory
-        self.tile = lru_cache(TILES_CACHED)(self._tile)
+        # Of a function, and not of a method: a reader that refers to itself would keep its tiles until a collection.
+        self.tile = lru_cache(TILES_CACHED)(partial(_tile, directory, size))
 
     def subtree(self, level: int, index: int) -> bytes:
         """The root of the complete subtree over leaves [index << level, (index + 1) << level): a `ReadSubtree`."""
@@ -56,7 +57,7 @@ class TileFiles:
     def entries(self, index: int) -> Sequence[bytes]:
         """The entries of a bundle."""
         width = width_of(0, index, self.size)
-        path, data = self._read(bundle_path(index, width), bundle_path(index))
+        path, data = _read(self._directory, bundle_path(index, width), bundle_path(index))
         try:
             entries = entries_in(data)
         except BadBundle as fault:
@@ -70,23 +71,25 @@ class TileFiles:
         bundle, place = divmod(index, TILE_WIDTH)
         return self.entries(bundle)[place]
 
-    def _tile(self, level: int, index: int) -> bytes:
-        width = width_of(level, index, self.size)
-        path, data = self._read(tile_path(level, index, width), tile_path(level, index))
-        if len(data) not in {width * HASH_BYTES, TILE_BYTES}:
-            raise AuditFailed(f"{path}: damaged: {len(data)} bytes where there should be {width} hashes; {RESTORE}")
-        return data[: width * HASH_BYTES]
 
-    def _read(self, path: str, full: str) -> tuple[Path, bytes]:
-        """A file, or the full one that has replaced it since this size was signed."""
-        for name in (path, full):
-            try:
-                return self._directory / name, (self._directory / name).read_bytes()
-            except FileNotFoundError:
-                continue
-            except OSError as fault:
-                raise AuditFailed(f"{self._directory / name}: {fault}; {RESTORE}") from fault
-        raise AuditFailed(f"{self._directory / path}: missing; {RESTORE}")
+def _tile(directory: Path, size: int, level: int, index: int) -> bytes:
+    width = width_of(level, index, size)
+    path, data = _read(directory, tile_path(level, index, width), tile_path(level, index))
+    if len(data) not in {width * HASH_BYTES, TILE_BYTES}:
+        raise AuditFailed(f"{path}: damaged: {len(data)} bytes where there should be {width} hashes; {RESTORE}")
+    return data[: width * HASH_BYTES]
+
+
+def _read(directory: Path, path: str, full: str) -> tuple[Path, bytes]:
+    """A file, or the full one that has replaced it since this size was signed."""
+    for name in (path, full):
+        try:
+            return directory / name, (directory / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as fault:
+            raise AuditFailed(f"{directory / name}: {fault}; {RESTORE}") from fault
+    raise AuditFailed(f"{directory / path}: missing; {RESTORE}")
 
 
 class TiledTree:

@@ -113,9 +113,9 @@ async def soak(place: Place, arguments: argparse.Namespace) -> int:
 
 
 async def calibrated(place: Place, crowd: Crowd, tally: Tally, *, part: float) -> float:
-    """The rate at which the gateway uses `part` of a core. Answers get cheaper as ticks fill, so the second guess counts."""
+    """The rate at which the gateway uses `part` of a core. Answers get cheaper as ticks fill, so the last guess counts."""
     rate_per_s = CALIBRATION_PER_S
-    for portion in (0.5, 1.0):
+    for portion in (0.5, 1.0, 1.0):
         answers, cpu_s = tally.total, place.cpu_s()
         await crowd.offered(tally, rate_per_s=rate_per_s, seconds=CALIBRATION_S)
         cost_s = (place.cpu_s() - cpu_s) / max(tally.total - answers, 1)

@@ -1,5 +1,6 @@
 """The tree on disk: whole at every signed size, whatever crashes, and never signed against what was signed before."""
 
+import gc
 import os
 import random
 from functools import cache
@@ -84,6 +85,16 @@ def test_tiles_above_the_first_level_are_written_when_they_are_full(tmp_path):
     assert sum(len(read.tile(level, index)) for level, index, _ in tiles_of(size)) == 32 * (size + 257 + 1)
     assert not (tmp_path / "tile/1/000.p").exists()
     assert opened(tmp_path).signed.size == size
+
+
+def test_a_commit_leaves_nothing_to_the_garbage_collector(tmp_path):
+    gc.collect()
+    gc.disable()  # a gateway collects rarely, and a reader holds half a megabyte of tiles
+    try:
+        written(tmp_path, *range(100, 2000, 100))
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, TileFiles)]
+    finally:
+        gc.enable()
 
 
 def test_entries_are_read_as_they_were_appended(tmp_path):
