@@ -61,7 +61,7 @@ async def test_a_connection_that_is_used_again_keeps_nothing_of_the_answers_that
 
     def kept():
         gc.collect()
-        return sum(isinstance(thing, aiohttp.StreamReader) for thing in gc.get_objects())
+        return sum(type(thing) is aiohttp.StreamReader for thing in gc.get_objects())
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     upstream = HttpUpstream(address=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeouts=TIMEOUTS)
