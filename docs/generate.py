@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def generated(text: str) -> str:
-    """The document with its tables as the code has them. ValueError for a table that nobody knows."""
+    """The document with its tables as the code has them. KeyError for a table that nobody knows."""
     return TABLE.sub(lambda match: match[1] + _table(match["what"]) + match[3], text)
 
 

@@ -79,8 +79,7 @@ class Metrics:
         )
         self.refunded_bits = Counter(
             "weir_refunded_bits",
-            "Bits that such a step gave back. Charged minus refunded over all codes is what counts "
-            "against the budgets.",
+            "Bits that settlement gave back. Charged minus refunded over all codes is what counts against the budgets.",
             ["model", "tenant", "code"],
             registry=r,
         )
@@ -108,14 +107,14 @@ class Metrics:
         )
         self.days_to_theft = Gauge(
             "weir_days_to_theft",
-            "Days until the model's caps add up to what a thief needs under that compression; +Inf if a "
+            "Days until the model's caps add up to what a thief needs under an assumption; +Inf if a "
             "lifetime budget forbids it.",
             ["model", "assumption"],
             registry=r,
         )
         self.theft_bits = Gauge(
             "weir_theft_bits",
-            "What a thief must carry off under that compression.",
+            "What a thief must carry off under an assumption.",
             ["model", "assumption"],
             registry=r,
         )
@@ -128,7 +127,7 @@ class Metrics:
         self.leases_open = Gauge("weir_leases_open", "Grants of the ledger that this gateway has open.", registry=r)
         self.leases_until = Gauge(
             "weir_leases_until_timestamp_seconds",
-            "Until when they may be used if the ledger does not answer again; with `--workers`, those of "
+            "Until when leases may be used if the ledger does not answer again; with `--workers`, those of "
             "the first worker that would have to stop.",
             registry=r,
         )

@@ -51,9 +51,6 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _ARTICLES = {"text": "text", "number": "a number", "boolean": "a boolean"}
 
 
-# What a single value may look like.
-
-
 def _value(
     read: Callable[[str], object], *, kind: Literal["text", "number", "boolean"] | None = None, instead: str = ""
 ) -> PlainValidator:

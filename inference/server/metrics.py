@@ -55,7 +55,9 @@ class ServerMetrics:
             "weir_inference_prompt_tokens", "Prompt tokens of answers that were finished.", registry=r
         )
         self.cached_tokens = Counter(
-            "weir_inference_cached_prompt_tokens", "Those of them that the prefix cache knew already.", registry=r
+            "weir_inference_cached_prompt_tokens",
+            "Prompt tokens of finished answers that the prefix cache knew.",
+            registry=r,
         )
         self.generated_tokens = Counter(
             "weir_inference_generated_tokens", "Generated tokens of answers that were finished.", registry=r
